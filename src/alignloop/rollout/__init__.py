@@ -1,0 +1,1 @@
+"""alignloop.rollout"""
