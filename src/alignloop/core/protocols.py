@@ -57,7 +57,8 @@ class Method:
 
     objective(policy, batch, cfg) -> list[Term]; critic(policy, batch, cfg) -> list[Term] where a critic is trained;
     prepare(batch, cfg, state, world) -> (batch, state, metrics), without gradients, over all that one update consumes;
-    init_state(cfg) -> the small frozen record that `prepare` threads through the run.
+    init_state(cfg) -> the small frozen record that `prepare` threads through the run;
+    stop_early(metrics, cfg) -> True to end the passes over one rollout batch.
     """
 
     name: str
@@ -71,3 +72,4 @@ class Method:
     critic: Callable[..., Any] | None = None
     prepare: Callable[..., Any] | None = None
     init_state: Callable[..., Any] | None = None
+    stop_early: Callable[..., bool] | None = None

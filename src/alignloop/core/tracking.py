@@ -1,4 +1,4 @@
-"""Metrics: JSONL always, TensorBoard when asked and installed. Continued after a crash, a file is cut at the resume step."""
+"""Metrics: JSONL always, TensorBoard when asked. Continued after a crash, a file is cut at the resume step."""
 
 from __future__ import annotations
 

@@ -1,0 +1,69 @@
+"""Tiny random models of every family, for tests and teaching: two layers, seconds on a CPU, nothing downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 5, "head_dim": 8},
+    "gemma2": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 5,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 8,
+    },
+    "gpt2": {},
+    "opt": {"word_embed_proj_dim": 16},
+    "opt_postnorm": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    "gpt_neox": {},
+    "phi": {},
+}
+
+
+def tiny_model(family: str = "llama", *, vocab: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A random causal LM: width 32, 2 layers, 4 heads, context 128, attention by alignloop, dropout off."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from alignloop.models.attention import ATTENTION, register
+
+    register()
+    name = family.split("_")[0] if family.startswith("opt") else family
+    sizes: dict[str, Any] = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 64},
+        "opt": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64},
+    }.get(name, {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64})
+    if name != "gpt2":
+        sizes = {**sizes, "max_position_embeddings": 128}
+    dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "layerdrop"), 0.0)
+    gpt2 = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = AutoConfig.for_model(
+        name,
+        vocab_size=vocab,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **sizes,
+        **(gpt2 if name == "gpt2" else dropout if name == "opt" else {}),
+        **FAMILIES[family],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        build: Any = AutoModelForCausalLM.from_config
+        model = build(config, attn_implementation=ATTENTION)
+        _roughen(model)
+    return model.to(dtype).eval()
+
+
+def _roughen(model: Any) -> None:
+    """Spread the weights: an initialisation of 0.02 would hide a misplaced mask below the tolerance of a test."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8.0)

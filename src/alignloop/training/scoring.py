@@ -1,0 +1,123 @@
+"""Reward models at work: scores of token sequences, the same path in training, rollouts and evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignloop.core.errors import TrainingError
+from alignloop.core.layout import Item, build
+from alignloop.core.types import Prompt, Sample
+from alignloop.data.chat import ChatFormat
+from alignloop.models.load import load_reward, load_tokenizer
+from alignloop.models.policy import Policy
+
+ScoreSamples = Callable[[Sequence[Prompt], Sequence[Sample]], tuple[list[float | None], dict[str, float]]]
+"""Prompts and their samples, aligned -> scores (None: unscorable) and metrics to log."""
+
+
+def score_items(policy: Policy, items: Sequence[Item], *, tokens_per_pass: int = 16384) -> list[float]:
+    """Scores of whole sequences, in order; a score never depends on what else is in its pass."""
+    policy.eval()
+    out: list[float] = []
+    with torch.no_grad():
+        for piece in by_tokens(items, tokens_per_pass):
+            scores = policy(build(piece).to(policy.device), {"scores"}).scores
+            out += scores.tolist()
+    return out
+
+
+def by_tokens(items: Sequence[Item], budget: int) -> list[list[Item]]:
+    """Consecutive pieces of at most `budget` tokens (at least one item each)."""
+    pieces: list[list[Item]] = [[]]
+    used = 0
+    for item in items:
+        if pieces[-1] and used + len(item) > budget:
+            pieces.append([])
+            used = 0
+        pieces[-1].append(item)
+        used += len(item)
+    return pieces
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model with its chat format. Tokens of another model are re-encoded from text, never passed through."""
+
+    policy: Policy
+    chat: ChatFormat
+    path: str = ""
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, dtype: str = "auto", device: str = "auto", append_eos: bool = True
+    ) -> RewardModel:
+        policy = load_reward(path, dtype=dtype, device=device)
+        return cls(policy, ChatFormat(load_tokenizer(path), append_eos=append_eos), str(path))
+
+    def score_samples(self, prompts: Sequence[Prompt], samples: Sequence[Sample], fingerprint: str = "") -> list[float]:
+        """Scores of engine samples: their own tokens where the tokenizer is the same, else the text encoded once."""
+        if fingerprint == self.chat.fingerprint:
+            return score_items(self.policy, [sample_item(s) for s in samples])
+        return self.score_texts(prompts, [s.text for s in samples])
+
+    def score_texts(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        """Scores of texts, each encoded as an answer to its prompt, end token included."""
+        return score_items(self.policy, [self._item(p, c) for p, c in zip(prompts, completions)])
+
+    def _item(self, prompt: Prompt, completion: str) -> Item:
+        ids = self.chat.prompt_ids(prompt.messages)
+        response, mask = self.chat.completion_ids(prompt.messages, self.chat.answer(prompt.messages, completion))
+        return Item(tuple(ids), tuple(response), tuple(mask))
+
+
+def sample_item(sample: Sample) -> Item:
+    """A sample as a sequence, at its sampling temperature."""
+    n = sample.prompt_length
+    tau = sample.sampling.temperature
+    return Item(sample.tokens[:n], sample.tokens[n:], sample.mask[n:], tau if tau > 0 else 1.0)
+
+
+def from_reward_model(model: RewardModel, fingerprint: str) -> ScoreSamples:
+    """Score rollouts by a reward model."""
+
+    def score(prompts: Sequence[Prompt], samples: Sequence[Sample]) -> tuple[list[float | None], dict[str, float]]:
+        return list(model.score_samples(prompts, samples, fingerprint)), {}
+
+    return score
+
+
+def from_scorer(scorer: Callable[..., list[float | None]], name: str = "reward") -> ScoreSamples:
+    """Score rollouts by a function of texts (TRL's signature); a prompt's extra columns arrive by name."""
+
+    def score(prompts: Sequence[Prompt], samples: Sequence[Sample]) -> tuple[list[float | None], dict[str, float]]:
+        columns = columns_of(prompts)
+        values = scorer([p.text for p in prompts], [s.text for s in samples], **columns)
+        if len(values) != len(samples):
+            raise TrainingError(f"{name}: returned {len(values)} scores for {len(samples)} completions")
+        for i, value in enumerate(values):
+            if value is not None and not math.isfinite(value):
+                raise TrainingError(
+                    f"{name}: score {value} for completion {i} ({samples[i].text[:60]!r}); return a number"
+                )
+        return list(values), {}
+
+    return score
+
+
+def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    """The prompts' extra columns as lists aligned with them; None where a prompt lacks one."""
+    names = dict.fromkeys(name for p in prompts for name in p.extra)
+    return {name: [p.extra.get(name) for p in prompts] for name in names}
+
+
+def read_meta(path: str | Path) -> Mapping[str, Any]:
+    """alignloop.json of a model folder, or nothing."""
+    file = Path(path) / "alignloop.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,66 @@
+"""The processes that train together: one, or several under torchrun (gloo on CPUs, nccl on GPUs)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alignloop.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One process."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def barrier(self) -> None:
+        """Nothing to wait for."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """One of several processes; `sum` adds a tensor up over all of them."""
+
+    rank: int
+    size: int
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+AnyWorld = Alone | Together
+
+
+def join_world() -> AnyWorld:
+    """The world this process was started in. Refuses a launcher whose count and WORLD_SIZE differ."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = int(os.environ.get("ACCELERATE_NUM_PROCESSES", size))
+    if wanted != size:
+        raise ConfigError(
+            f"the launcher was asked for {wanted} processes but started {size}; use torchrun --nproc-per-node={wanted}"
+        )
+    if size == 1:
+        return Alone()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Together(dist.get_rank(), dist.get_world_size())
+
+
+def leave_world() -> None:
+    """Close the process group, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
