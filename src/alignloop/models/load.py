@@ -6,11 +6,12 @@ A policy is saved as an `AutoModelForCausalLM` folder (or a peft adapter folder)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def save_policy(policy: Policy, tokenizer: Any, folder: str | Path, *, card: str
     """Write a causal LM (or its adapter) with tokenizer, generation config and model card, atomically."""
 
     def write(at: Path) -> None:
-        policy.model.save_pretrained(at)
+        with _quiet():
+            policy.model.save_pretrained(at)
         tokenizer.save_pretrained(at)
         generation = getattr(policy.inner, "generation_config", None)
         if generation is not None:
@@ -145,7 +147,8 @@ def save_reward(policy: Policy, tokenizer: Any, folder: str | Path, *, card: str
         policy.scale = 1.0
 
     def write(at: Path) -> None:
-        model.save_pretrained(at)
+        with _quiet():
+            model.save_pretrained(at)
         tokenizer.padding_side = "right"
         tokenizer.save_pretrained(at)
         _write_meta(at, {"kind": "reward", "offset": policy.offset, "scale": 1.0, **meta})
@@ -202,9 +205,27 @@ def _load(cls: Any, path: str | Path, dtype: str, **options: Any) -> Any:
         model = _load(cls, base, dtype, **options)
         return PeftModel.from_pretrained(model, str(path), is_trainable=True)
     try:
-        return cls.from_pretrained(str(path), dtype=weights, attn_implementation=ATTENTION, **options)
+        with _quiet():
+            return cls.from_pretrained(str(path), dtype=weights, attn_implementation=ATTENTION, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path}: not a usable model ({_first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and load reports: a new scalar head is meant, and no news."""
+    import transformers
+
+    hf: Any = transformers.logging
+    level, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(level)
+        if bars:
+            hf.enable_progress_bar()
 
 
 def _finish(

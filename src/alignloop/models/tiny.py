@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,3 +68,26 @@ def _roughen(model: Any) -> None:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8.0)
+
+
+def tiny_tokenizer() -> Any:
+    """Characters as tokens: <pad> 0, <s> 1, </s> 2, then lower-case letters and a little punctuation."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz", *"0123456789", *" .,:!?\n'-"]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    inner.decoder = decoders.Fuse()
+    build: Any = PreTrainedTokenizerFast
+    return build(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
+    )
+
+
+def save_tiny(folder: str | Path, family: str = "llama", *, seed: int = 0) -> Path:
+    """A tiny random model with its character tokenizer as a Hugging Face folder."""
+    folder = Path(folder)
+    tiny_model(family, seed=seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

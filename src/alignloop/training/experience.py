@@ -69,9 +69,7 @@ def gather_experience(
         logp_old=placed["logp_old"],
         logp_ref=placed.get("logp_ref", placed["logp_old"]),
         advantage=nothing,
-        score=torch.tensor(list(scores), dtype=torch.float64 if nothing.dtype == torch.float64 else torch.float32).to(
-            device
-        ),
+        score=torch.tensor(list(scores), dtype=nothing.dtype).to(device),
         truncated=torch.tensor([s.truncated for s in samples]).to(device),
         group=torch.tensor([groups[s.group or s.prompt_id] for s in samples]).to(device),
         version=torch.tensor([s.version for s in samples]).to(device),

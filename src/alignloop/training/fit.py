@@ -58,8 +58,10 @@ def fit(
     label: str = "train",
     show: bool = True,
 ) -> FitResult:
-    """Consume a driver to its end, to `total` steps or to an early stop. Continuing after a crash needs no special case:
-    `state` was loaded, and the driver starts at its step."""
+    """Consume a driver to its end or to an early stop.
+
+    Continuing after a crash needs no special case: `state` was loaded, and the driver starts at its step.
+    """
     world = state.learner.world
     start, before = time.perf_counter(), state.num_tokens
     result = FitResult(state.step, 0.0)

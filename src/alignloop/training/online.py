@@ -63,16 +63,16 @@ class Online:
 def online(state: TrainState, run: Online, total: int) -> Iterator[tuple[int, dict[str, float]]]:
     """Rollout steps `state.step` to `total`; yields (step, metrics) after each. The caller saves, evaluates, stops."""
     while state.step < total:
-        experience, batches, metrics = _collect(state, run)
+        batches, metrics = _collect(state, run)
         metrics |= _learn(state, run, batches)
         state.step += 1
         state.version += 1
         state.num_tokens += metrics["step_tokens"]
-        run.engine.load(state.learner.policy, state.version)
+        run.engine.load(None, state.version)  # the engine samples from the live module
         yield state.step, metrics
 
 
-def _collect(state: TrainState, run: Online) -> tuple[Experience, Minibatches, dict[str, float]]:
+def _collect(state: TrainState, run: Online) -> tuple[Minibatches, dict[str, float]]:
     """Sample, score, re-score with the trainer, prepare. Nothing here changes a weight."""
     learner = state.learner
     prompts = my_share(run.prompts.at(state.step), learner.world)
@@ -86,7 +86,7 @@ def _collect(state: TrainState, run: Online) -> tuple[Experience, Minibatches, d
     assert run.method.prepare is not None
     experience, state.prepared, prepared = run.method.prepare(experience, run.config, state.prepared, learner.world)
     metrics |= {**prepared, **parts, **_sample_metrics(samples), "unscorable": float(dropped)}
-    return experience, Minibatches.of(experience, items), metrics
+    return Minibatches.of(experience, items), metrics
 
 
 def _shared_critic(state: TrainState, run: Online) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class RewardModel:
         cls, path: str | Path, *, dtype: str = "auto", device: str = "auto", append_eos: bool = True
     ) -> RewardModel:
         policy = load_reward(path, dtype=dtype, device=device)
-        return cls(policy, ChatFormat(load_tokenizer(path), append_eos=append_eos), str(path))
+        return cls(policy, open_chat(path, load_tokenizer(path), append_eos=append_eos), str(path))
 
     def score_samples(self, prompts: Sequence[Prompt], samples: Sequence[Sample], fingerprint: str = "") -> list[float]:
         """Scores of engine samples: their own tokens where the tokenizer is the same, else the text encoded once."""
@@ -75,6 +75,13 @@ class RewardModel:
         ids = self.chat.prompt_ids(prompt.messages)
         response, mask = self.chat.completion_ids(prompt.messages, self.chat.answer(prompt.messages, completion))
         return Item(tuple(ids), tuple(response), tuple(mask))
+
+
+def open_chat(path: str | Path, tokenizer: Any, *, append_eos: bool = True) -> ChatFormat:
+    """The chat format of a model: its tokenizer's template, and every end token its generation config names."""
+    file = Path(path) / "generation_config.json"
+    ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return ChatFormat(tokenizer, append_eos=append_eos, generation_eos=ends)
 
 
 def sample_item(sample: Sample) -> Item:
@@ -94,18 +101,17 @@ def from_reward_model(model: RewardModel, fingerprint: str) -> ScoreSamples:
 
 
 def from_scorer(scorer: Callable[..., list[float | None]], name: str = "reward") -> ScoreSamples:
-    """Score rollouts by a function of texts (TRL's signature); a prompt's extra columns arrive by name."""
+    """Score rollouts by a function of texts (TRL's signature); a prompt's extra columns arrive by name, and so do the
+    prompts themselves, as `prompt_records`."""
 
     def score(prompts: Sequence[Prompt], samples: Sequence[Sample]) -> tuple[list[float | None], dict[str, float]]:
-        columns = columns_of(prompts)
+        columns = {**columns_of(prompts), "prompt_records": list(prompts)}
         values = scorer([p.text for p in prompts], [s.text for s in samples], **columns)
         if len(values) != len(samples):
             raise TrainingError(f"{name}: returned {len(values)} scores for {len(samples)} completions")
         for i, value in enumerate(values):
             if value is not None and not math.isfinite(value):
-                raise TrainingError(
-                    f"{name}: score {value} for completion {i} ({samples[i].text[:60]!r}); return a number"
-                )
+                raise TrainingError(f"{name}: score {value} for completion {i} ({samples[i].text[:60]!r})")
         return list(values), {}
 
     return score
@@ -115,9 +121,3 @@ def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """The prompts' extra columns as lists aligned with them; None where a prompt lacks one."""
     names = dict.fromkeys(name for p in prompts for name in p.extra)
     return {name: [p.extra.get(name) for p in prompts] for name in names}
-
-
-def read_meta(path: str | Path) -> Mapping[str, Any]:
-    """alignloop.json of a model folder, or nothing."""
-    file = Path(path) / "alignloop.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

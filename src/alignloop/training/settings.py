@@ -63,6 +63,8 @@ class Loop(Config):
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
     early_stopping_patience: int = Field(0, ge=0)
     """Stop after this many evaluations without improvement, keep the best weights; 0 never stops early."""
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompts held out to evaluate on, where no eval_data is given."""
     report_to: Literal["none", "tensorboard"] = "none"
     """Besides metrics.jsonl, which is always written."""
 

@@ -1,0 +1,293 @@
+"""Building a run from its settings: models, rows, streams, references, critics, engines. Everything that can be wrong
+with the inputs is found here, before the first step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignloop.core.errors import ConfigError, DataError
+from alignloop.core.protocols import Method
+from alignloop.data.chat import ChatFormat
+from alignloop.data.collate import (
+    Row,
+    collate_labels,
+    collate_pairs,
+    collate_tokens,
+    demonstration_rows,
+    label_rows,
+    pair_rows,
+)
+from alignloop.data.readers import load_demonstrations, load_labels, load_preferences, load_prompts
+from alignloop.data.splits import split_by_prompt
+from alignloop.models.load import init_scalar, load_policy, load_reward, load_tokenizer
+from alignloop.models.policy import Policy
+from alignloop.models.reference import Reference, frozen, make_reference
+from alignloop.rewards.load import load_scorer
+from alignloop.rewards.model import RewardModelScorer
+from alignloop.rollout.local import LocalEngine
+from alignloop.training.fit import Watch
+from alignloop.training.learner import Learner
+from alignloop.training.loader import Stream, offline_stream
+from alignloop.training.offline import ReferenceSums, Source, evaluate_offline, offline, precompute
+from alignloop.training.online import Online, online
+from alignloop.training.scoring import RewardModel, ScoreSamples, from_reward_model, from_scorer, open_chat, score_items
+from alignloop.training.settings import TrainSettings
+from alignloop.training.state import TrainState
+from alignloop.training.validation import mean_reward
+from alignloop.training.world import AnyWorld
+
+if TYPE_CHECKING:
+    from alignloop.training.train import Inputs
+
+log = logging.getLogger(__name__)
+
+READERS: dict[str, Callable[..., Any]] = {
+    "demonstrations": load_demonstrations,
+    "pairs": load_preferences,
+    "labels": load_labels,
+    "prompts": load_prompts,
+}
+ROWS: dict[str, Callable[..., list[Row]]] = {
+    "demonstrations": demonstration_rows,
+    "pairs": pair_rows,
+    "labels": label_rows,
+}
+COLLATE: dict[str, Callable[..., Any]] = {
+    "demonstrations": collate_tokens,
+    "pairs": collate_pairs,
+    "labels": collate_labels,
+}
+
+
+@dataclass
+class Job:
+    """A run ready to start: its state, its driver, its evaluation."""
+
+    state: TrainState
+    total: int
+    steps: Callable[[], Iterator[tuple[int, dict[str, float]]]]
+    tokenizer: Any
+    chat: ChatFormat
+    watch: Watch | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    normalise: Callable[[], None] = lambda: None
+    after_resume: Callable[[], None] = lambda: None
+
+
+def assemble(method: Method, settings: TrainSettings, inputs: Inputs, world: AnyWorld) -> Job:
+    """The run that `method` needs: offline for fixed data, online for prompts."""
+    wanted = "prompts" if method.data == "prompts" else "data"
+    if getattr(inputs, wanted) is None:
+        raise ConfigError(f"method {method.name} needs {wanted}: give {method.data} (a file, a hub id or records)")
+    build = _online_job if method.data == "prompts" else _offline_job
+    return build(method, settings, inputs, world)
+
+
+def _offline_job(method: Method, settings: TrainSettings, inputs: Inputs, world: AnyWorld) -> Job:
+    tokenizer = load_tokenizer(inputs.model)
+    chat = open_chat(inputs.model, tokenizer, append_eos=settings.model.append_eos)
+    records, held, notes = _records(method, settings, inputs)
+    policy = _trained_policy(method, settings, inputs)
+    limit = max_length(settings, policy)
+    encode = ROWS[method.data]
+    rows, held_rows = encode(records, chat, limit), encode(held, chat, limit) if held else []
+    notes |= {"rows": len(rows), "tokens": sum(r.tokens for r in rows), "rows_cut": sum(r.cut for r in rows)}
+    if notes["rows_cut"]:
+        log.warning("%d of %d rows were longer than %s tokens and were cut", notes["rows_cut"], len(rows), limit)
+
+    def collate(batch: Sequence[Row]) -> Any:
+        return COLLATE[method.data](batch, share=settings.model.share_prompts)
+
+    stream = offline_stream(rows, settings.loop, world)
+    micro = settings.loop.per_device_train_batch_size
+    reference = None
+    if "ref" in method.needs:
+        live = _reference(policy, settings, inputs)
+        both = [*rows, *held_rows]
+        once = settings.model.precompute_ref_log_probs
+        reference = precompute(live, both, collate, micro, policy.device) if once else ReferenceSums(live)
+    source = Source(method, settings.method, stream, collate, micro, reference=reference)
+    learner = Learner(policy, settings.optim, stream.steps, world)
+    state = TrainState(learner)
+    watch = None
+    if held_rows:
+        watch = Watch(
+            lambda: evaluate_offline(state, source, held_rows),
+            "eval_loss",
+            larger_is_better=False,
+            every=settings.loop.eval_steps,
+            keep_best=settings.loop.early_stopping_patience > 0,
+            patience=settings.loop.early_stopping_patience,
+        )
+    job = Job(state, stream.steps, lambda: offline(state, [source], stream.steps), tokenizer, chat, watch, notes)
+    if method.name == "reward":
+        job.normalise = lambda: normalise(policy, rows, notes)
+    return job
+
+
+def normalise(policy: Policy, rows: Sequence[Row], notes: dict[str, Any], most: int = 512) -> None:
+    """Fix a reward model's free constants: mean 0 and standard deviation 1 on the answers it was trained on.
+
+    Bradley–Terry determines scores up to a constant only. The affine map is recorded in `notes` and alignloop.json.
+    """
+    items = [item for row in rows[:most] for item in row.items]
+    scores = score_items(policy, items)
+    mean = sum(scores) / len(scores)
+    sd = (sum((s - mean) ** 2 for s in scores) / max(1, len(scores) - 1)) ** 0.5
+    policy.scale, policy.offset = (1 / sd, mean / sd) if sd > 1e-8 else (1.0, mean)
+    notes["normalised_on"] = {"answers": len(items), "raw_mean": mean, "raw_sd": sd}
+
+
+def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, world: AnyWorld) -> Job:
+    _check_on_policy(method, settings)
+    tokenizer = load_tokenizer(inputs.model)
+    chat = open_chat(inputs.model, tokenizer, append_eos=settings.model.append_eos)
+    prompts, notes = read_records("prompts", inputs.prompts, inputs.read)
+    shared = "value" in method.needs and settings.method.critic.layout == "shared"
+    policy = _trained_policy(method, settings, inputs, value_head=shared)
+    policy.detach_values = shared and settings.method.critic.detach_trunk
+    score = score_function(inputs.reward, settings, chat, "reward")
+    rollout = settings.rollout
+    stream = Stream(
+        prompts, rollout.rollout_batch_size, settings.loop.num_train_epochs, settings.loop.seed, settings.loop.max_steps
+    )
+    reference = _reference(policy, settings, inputs) if "ref" in method.needs else None
+    engine = local_engine(policy, chat, inputs.model, slots=rollout.slots)
+    run = Online(
+        method, settings.method, rollout, stream, engine, score, reference,
+        settings.loop.per_device_train_batch_size, settings.loop.seed,
+    )  # fmt: skip
+    total = stream.steps
+    updates = max(1, (total - rollout.value_pretraining_steps) * run.updates_per_step)
+    critic = None
+    if "value" in method.needs and not shared:
+        rate = settings.optim.critic_learning_rate
+        critic = Learner(_critic(settings, inputs), settings.optim, total * run.updates_per_step, world, rate)
+    learner = Learner(policy, settings.optim, updates, world)
+    prepared = method.init_state(settings.method) if method.init_state else None
+    state = TrainState(learner, critic, prepared=prepared)
+    watch = None
+    if inputs.eval_prompts is not None:
+        held, _ = read_records("prompts", inputs.eval_prompts, inputs.read)
+        judge = score_function(inputs.eval_reward or inputs.reward, settings, chat, "eval_reward")
+        watch = Watch(
+            lambda: mean_reward(engine, held, judge, rollout, settings.loop.seed),
+            "eval_reward",
+            larger_is_better=True,
+            every=settings.loop.eval_steps,
+            keep_best=rollout.stop_at_validation,
+            patience=settings.loop.early_stopping_patience,
+        )
+    notes |= {"prompts": len(prompts)}
+    job = Job(state, total, lambda: online(state, run, total), tokenizer, chat, watch, notes)
+    job.after_resume = lambda: engine.load(None, state.version)
+    return job
+
+
+def read_records(kind: str, source: Any, read: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Records of a file, or the records themselves; and what the reader has to say of them."""
+    if isinstance(source, str | Path):
+        loaded = READERS[kind](source, **read)
+        log.info("%s", loaded.report())
+        notes = {"report": loaded.report(), "skipped": [list(s) for s in loaded.skipped]}
+        records = list(loaded.records)
+    else:
+        records, notes = list(source), {}
+    if not records:
+        raise DataError(f"no {kind} to train on", file=str(source) if isinstance(source, str | Path) else None)
+    return records, notes
+
+
+def local_engine(policy: Policy, chat: ChatFormat, model_id: str, *, slots: int = 0) -> LocalEngine:
+    """The engine that samples from a live policy."""
+    return LocalEngine(
+        policy.model,
+        encode_prompt=lambda prompt: chat.prompt_ids(prompt.messages),
+        decode=chat.decode,
+        stop_ids=chat.stop_ids,
+        model_id=model_id,
+        slots=slots or None,
+    )
+
+
+def score_function(spec: Any, settings: TrainSettings, chat: ChatFormat, where: str) -> ScoreSamples:
+    """A reward of any form as a function of samples. A reward-model folder scores the samples' own tokens."""
+    if spec is None:
+        raise ConfigError(f"{where}: missing; name a reward-model folder, a rule, or a function (file.py:function)")
+
+    def open_model(path: Path) -> RewardModel:
+        m = settings.model
+        return RewardModel.load(path, dtype=m.dtype, device=m.device, append_eos=m.append_eos)
+
+    if isinstance(spec, str | Path) and Path(spec).is_dir():
+        return from_reward_model(open_model(Path(spec)), chat.fingerprint)
+
+    def as_scorer(path: Path) -> RewardModelScorer:
+        return RewardModelScorer(path.name, open_model(path).score_texts)
+
+    return from_scorer(load_scorer(spec, where=where, open_model=as_scorer), where)
+
+
+def _records(method: Method, settings: TrainSettings, inputs: Inputs) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """(training records, held-out records, notes)."""
+    records, notes = read_records(method.data, inputs.data, inputs.read)
+    if inputs.eval_data is not None:
+        return records, read_records(method.data, inputs.eval_data, inputs.read)[0], notes
+    share = settings.loop.validation_fraction
+    if share == 0:
+        return records, [], notes
+    parts = split_by_prompt(records, {"train": 1 - share, "validation": share}, salt=str(settings.loop.seed))
+    if not parts["train"] or not parts["validation"]:
+        raise DataError(f"validation_fraction {share} leaves one side of the split empty; there are too few prompts")
+    return parts["train"], parts["validation"], notes
+
+
+def _trained_policy(method: Method, settings: TrainSettings, inputs: Inputs, *, value_head: bool = False) -> Policy:
+    m = settings.model
+    common = {"dtype": m.dtype, "device": m.device, "lora": m.lora, "gradient_checkpointing": m.gradient_checkpointing}
+    if method.name == "reward":
+        return init_scalar(inputs.model, seed=settings.loop.seed, **common)  # type: ignore[arg-type]
+    return load_policy(inputs.model, value_head=value_head, **common)  # type: ignore[arg-type]
+
+
+def _critic(settings: TrainSettings, inputs: Inputs) -> Policy:
+    """A separate critic starts from the reward model where there is one, else from the policy with a zero head."""
+    m = settings.model
+    if isinstance(inputs.reward, str | Path) and Path(inputs.reward).is_dir():
+        critic = load_reward(inputs.reward, dtype=m.dtype, device=m.device)
+        critic.offset = 0.0
+        return critic
+    return init_scalar(inputs.model, zero_head=True, dtype=m.dtype, device=m.device)
+
+
+def _reference(policy: Policy, settings: TrainSettings, inputs: Inputs) -> Reference:
+    if inputs.reference is not None and inputs.reference != inputs.model:
+        m = settings.model
+        return frozen(load_policy(inputs.reference, dtype=m.dtype, device=m.device))
+    return make_reference(policy, settings.model.reference)
+
+
+def _check_on_policy(method: Method, settings: TrainSettings) -> None:
+    """Log-probabilities must be of the distribution that was sampled (algorithms.md §0.4)."""
+    r = settings.rollout
+    off = {"top_k": r.top_k != 0, "top_p": r.top_p != 1.0, "min_new_tokens": r.min_new_tokens != 0}
+    for name, set_ in off.items():
+        if set_ and "old" in method.needs:
+            raise ConfigError(
+                f"{name}: {method.name} learns from its own distribution, and {name} samples from another "
+                f"(known symptom: negative KL); leave it at its default"
+            )
+
+
+def max_length(settings: TrainSettings, policy: Policy) -> int | None:
+    """The longest row allowed: the setting, else the model's context."""
+    context = getattr(policy.inner.config.get_text_config(), "max_position_embeddings", None)
+    wanted = settings.model.max_length
+    if wanted is not None and context is not None and wanted > context:
+        raise ConfigError(f"max_length: {wanted} is longer than the model's context of {context} tokens")
+    return wanted or context

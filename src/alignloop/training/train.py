@@ -1,0 +1,241 @@
+"""`train(method, ...)`: from names of models and data to a trained model in a folder. The facade over the two drivers.
+
+output_dir/model/          the result, a Hugging Face folder
+output_dir/metrics.jsonl   one line a step
+output_dir/checkpoints/    what a killed run continues from
+output_dir/train.json      settings as resolved, data, parents, versions, how it ended
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import alignloop
+from alignloop.algorithms import METHODS
+from alignloop.core.errors import ConfigError, nearest
+from alignloop.core.protocols import Method, Tracker
+from alignloop.core.tracking import JsonlTracker, TensorBoardTracker
+from alignloop.core.types import content_id
+from alignloop.models.load import save_policy, save_reward
+from alignloop.training.assemble import Job, assemble
+from alignloop.training.fit import FitResult, fit
+from alignloop.training.settings import TrainSettings, parse_settings
+from alignloop.training.state import resume
+from alignloop.training.world import AnyWorld, join_world
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the model is and how its training ended."""
+
+    path: Path
+    method: str
+    steps: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is made from. data, prompts, eval_*: a path, a hub id, or records; reward: any form of rewards.load.
+
+    reference: a model folder; None freezes the starting policy. eval_reward scores eval_prompts' answers by reward
+    models other than the one optimised. read: keyword arguments of the data readers (format, columns, on_bad_row, ...).
+    """
+
+    model: str
+    data: Any = None
+    prompts: Any = None
+    reward: Any = None
+    reference: str | None = None
+    eval_data: Any = None
+    eval_prompts: Any = None
+    eval_reward: Any = None
+    read: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: paths as they are, records as their count and content hash."""
+        return {name: _describe(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def train(
+    method: str,
+    *,
+    model: str | Path,
+    output_dir: str | Path,
+    data: Any = None,
+    prompts: Any = None,
+    reward: Any = None,
+    reference: str | Path | None = None,
+    eval_data: Any = None,
+    eval_prompts: Any = None,
+    eval_reward: Any = None,
+    read: Mapping[str, Any] | None = None,
+    show: bool = True,
+    **settings: Any,
+) -> TrainResult:
+    """Train `model` by `method` and save it under `output_dir`; continue if an earlier call was killed there.
+
+    `settings` are flat: the method's own (``beta=0.1``) and the shared ones of training/settings.py
+    (``learning_rate=1e-5``). Raises ConfigError, DataError or ModelError before any compute is spent.
+
+    >>> train("dpo", model="runs/sft/model", data="pairs.jsonl", output_dir="runs/dpo", beta=0.1)  # doctest: +SKIP
+    """
+    chosen = find_method(method)
+    parsed = parse_settings(chosen, settings, f"train {method}")
+    inputs = Inputs(
+        str(model), data, prompts, reward, str(reference) if reference else None, eval_data, eval_prompts, eval_reward,
+        read or {},
+    )  # fmt: skip
+    world = join_world()
+    folder = Path(output_dir)
+    done = _finished(folder, method, parsed, inputs)
+    if done is not None:
+        return done
+    _set_threads(parsed, folder, world)
+    torch.manual_seed(parsed.loop.seed + world.rank)
+    job = assemble(chosen, parsed, inputs, world)
+    if resume(job.state, folder / "checkpoints"):
+        log.info("continuing %s at step %d of %d", folder, job.state.step, job.total)
+        job.after_resume()
+    return _run(job, chosen, parsed, inputs, folder, world, show)
+
+
+def find_method(name: str) -> Method:
+    """The method of that name; a ConfigError names the nearest one."""
+    if name not in METHODS:
+        raise ConfigError(f"unknown method '{name}', {nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def _run(
+    job: Job, method: Method, settings: TrainSettings, inputs: Inputs, folder: Path, world: AnyWorld, show: bool
+) -> TrainResult:
+    trackers: list[Tracker] = []
+    if world.rank == 0:
+        trackers.append(JsonlTracker(folder / "metrics.jsonl", job.state.step))
+        if settings.loop.report_to == "tensorboard":
+            trackers.append(TensorBoardTracker(folder / "tensorboard"))
+    try:
+        ended = fit(
+            job.steps(),
+            job.state,
+            job.total,
+            folder=folder / "checkpoints",
+            loop=settings.loop,
+            trackers=trackers,
+            watch=job.watch,
+            label=method.name,
+            show=show,
+        )
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    result = TrainResult(
+        folder / "model", method.name, ended.steps, ended.seconds, ended.metrics, ended.best_step
+    )  # fmt: skip
+    if world.rank == 0:
+        _save_model(job, method, inputs, folder)
+        _write_json(folder / "train.json", _record(job, method, settings, inputs, ended))
+    world.barrier()
+    return result
+
+
+def _save_model(job: Job, method: Method, inputs: Inputs, folder: Path) -> None:
+    card = model_card(method, inputs, job)
+    if method.name == "reward":
+        job.normalise()
+        save_reward(job.state.learner.policy, job.tokenizer, folder / "model", card=card, chat=job.chat.fingerprint)
+    else:
+        save_policy(job.state.learner.policy, job.tokenizer, folder / "model", card=card)
+
+
+def model_card(method: Method, inputs: Inputs, job: Job) -> str:
+    """A README for the saved folder: what it is, from what, by which paper."""
+    given = "\n".join(f"- {name}: {value}" for name, value in inputs.describe().items() if value)
+    return (
+        f"# {method.name} of {Path(inputs.model).name}\n\n{method.summary}\n\n"
+        f"Trained by alignloop {alignloop.__version__} with arXiv:{method.paper}, {job.total} steps.\n\n{given}\n"
+    )
+
+
+def _record(job: Job, method: Method, settings: TrainSettings, inputs: Inputs, ended: FitResult) -> dict[str, Any]:
+    return {
+        "method": method.name,
+        "settings": settings.as_dict(),
+        "inputs": inputs.describe(),
+        "key": _key(method.name, settings, inputs),
+        "steps": ended.steps,
+        "seconds": round(ended.seconds, 3),
+        "metrics": ended.metrics,
+        "best_step": ended.best_step,
+        "stopped_early": ended.stopped_early,
+        "notes": job.notes,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "alignloop": alignloop.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _finished(folder: Path, method: str, settings: TrainSettings, inputs: Inputs) -> TrainResult | None:
+    """The result of an earlier call with the very same settings and inputs, if it ran to its end."""
+    file = folder / "train.json"
+    if not file.is_file() or not (folder / "model").is_dir():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record.get("key") != _key(method, settings, inputs):
+        raise ConfigError(f"{folder} holds a finished run with other settings; choose another output_dir or delete it")
+    return TrainResult(
+        folder / "model", method, record["steps"], record["seconds"], record["metrics"], record["best_step"]
+    )
+
+
+def _key(method: str, settings: TrainSettings, inputs: Inputs) -> str:
+    return content_id(method, settings.as_dict(), inputs.describe())
+
+
+def _describe(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _describe(v) for k, v in value.items()}
+    if isinstance(value, Sequence):
+        items = [getattr(v, "id", None) or _describe(v) for v in value]
+        return items if len(items) <= 8 and not hasattr(value[0] if value else None, "id") else {
+            "records": len(items), "hash": content_id(items)
+        }  # fmt: skip
+    return getattr(value, "__name__", type(value).__name__)
+
+
+def _set_threads(settings: TrainSettings, folder: Path, world: AnyWorld) -> None:
+    """The number of CPU threads is part of a run: another number rounds sums differently."""
+    file = folder / "threads"
+    wanted = settings.model.threads or (int(file.read_text()) if file.is_file() else torch.get_num_threads())
+    if wanted != torch.get_num_threads():
+        torch.set_num_threads(wanted)
+    if world.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(wanted))
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,29 @@
+"""Looking at a policy while it learns: the mean reward of fresh answers to held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alignloop.core.errors import TrainingError
+from alignloop.core.protocols import Engine
+from alignloop.core.types import Prompt, SamplingParams
+from alignloop.training.scoring import ScoreSamples
+from alignloop.training.settings import Rollout
+
+
+def mean_reward(
+    engine: Engine, prompts: Sequence[Prompt], score: ScoreSamples, rollout: Rollout, seed: int, n: int = 1
+) -> dict[str, float]:
+    """Mean score of `n` answers to each prompt, always drawn with the same random numbers: differences are the
+    policy's, not the dice's."""
+    sampling = SamplingParams(
+        temperature=rollout.temperature, max_new_tokens=rollout.max_completion_length, seed=seed + 2**30
+    )
+    by_id = {p.id: p for p in prompts}
+    samples = sorted(engine.generate(list(by_id.values()), n, sampling), key=lambda s: (s.prompt_id, s.index))
+    scores, parts = score([by_id[s.prompt_id] for s in samples], samples)
+    known = [s for s in scores if s is not None]
+    if not known:
+        raise TrainingError("eval_reward could score none of the answers to the evaluation prompts")
+    ended = sum(not s.truncated for s in samples) / len(samples)
+    return {"eval_reward": sum(known) / len(known), "eval_ended": ended, **{f"eval_{k}": v for k, v in parts.items()}}
