@@ -30,7 +30,7 @@ def _explain(cls: type[BaseModel], error: Any, where: str) -> str:
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown setting, {nearest(path[-1], _known(cls, path[:-1]))}"
     got = "" if error["type"] == "missing" else f" (got {error['input']!r})"
-    return f"{place}: {error['msg']}{got}"
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _known(cls: type[BaseModel], path: list[str]) -> list[str]:

@@ -11,8 +11,8 @@ The plan travels as a keyword argument of ``forward`` down to every attention la
 4-D mask, which transformers hands on as it is, so that no mask is built. A family that drops the plan on the way meets
 NO_MASK alone and raises; `supports_packing` finds such families beforehand.
 
-Exactness: a packed row gives each segment the numbers of its own unpadded forward. What this module does not do:
-variable-length kernels on GPUs (there, too, it is one SDPA call per segment).
+A packed row gives each segment the numbers of its own unpadded forward. There are no variable-length kernels for GPUs
+here: there, too, it is one SDPA call per segment.
 """
 
 from __future__ import annotations
@@ -54,12 +54,9 @@ class How(NamedTuple):
 
 
 def register() -> None:
-    """Make ATTENTION known to transformers, with its mask function. Calling it again changes nothing.
-
-    Without a mask function transformers would pass no mask at all, and padded forwards and `generate` would leak.
-    """
+    """Make ATTENTION known to transformers, with its mask function. Calling it again changes nothing."""
     AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without it no mask is passed: padding and generate leak
 
 
 @dataclass(frozen=True)
@@ -183,14 +180,9 @@ def _side_by_side(layout: Sequence[Piece]) -> list[Piece]:
     """Unrelated segments of equal length without a gap between them become one batched call."""
     out: list[Piece] = []
     for piece in layout:
-        last = out[-1] if out else None
-        size = piece.end - piece.start
-        if (
-            last is not None
-            and not (piece.prefix or last.prefix)
-            and last.end == piece.start
-            and last.end - last.start == size * last.count
-        ):
+        last = out[-1] if out else piece
+        alike = last.end - last.start == (piece.end - piece.start) * last.count and not (piece.prefix or last.prefix)
+        if out and alike and last.end == piece.start:
             out[-1] = Piece(last.start, piece.end, (), last.count + 1)
         else:
             out.append(piece)
@@ -262,8 +254,8 @@ def _packed(plan: PackedPlan, query: Tensor, key: Tensor, value: Tensor, how: Ho
     rows, heads, length, _ = query.shape
     if (rows, length) != (plan.rows, plan.length) or key.shape[2] != length:
         raise ModelError(
-            f"packed plan of {plan.rows} x {plan.length} places met queries of {rows} x {length} and "
-            f"{key.shape[2]} keys; call the model with use_cache=False and the batch that the plan was made of"
+            f"packed plan of {plan.rows} x {plan.length} places met {rows} x {length} queries and {key.shape[2]} keys; "
+            "call the model with use_cache=False and the batch that the plan was made of"
         )
     if plan.windows is not None:
         plan.windows.append(how.window)
@@ -362,13 +354,14 @@ PROBE_PARENT = (-1, 0, 0, -1)
 PROBE_ALONE = ([0, 1, 2, 3, 4], [0, 1, 2, 5, 6], [8, 9, 10, 11])
 
 
-def supports_packing(model: nn.Module) -> bool:
+def supports_packing(model: Any) -> bool:
     """Does this model give packed rows the numbers of separate rows? A trial on twelve tokens, without gradients.
 
     False where the plan does not reach every layer, where position ids or a sliding window are not honoured, or where
     the family keeps other state between tokens (recurrent layers): such a model must pad. The model's mode is restored.
     """
-    backbone = _backbone(model)
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = getattr(inner, "base_model", inner)  # the transformer below adapters and heads
     config = backbone.config
     if getattr(config, "_attn_implementation", None) != ATTENTION:
         return False
@@ -404,9 +397,3 @@ def supports_packing(model: nn.Module) -> bool:
         (packed[:, at] - h).abs().max() <= tolerance * h.abs().max() for at, h in zip(PROBE_ALONE, alone, strict=True)
     ]
     return all(bool(c) for c in close)
-
-
-def _backbone(model: Any) -> Any:
-    """The transformer below adapters and heads."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(inner, "base_model", inner)

@@ -31,9 +31,11 @@ def token_logp(
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logp = torch.log_softmax(logits / tau[:, None].to(logits.dtype), dim=-1)
         chosen = logp.gather(-1, t[:, None]).squeeze(-1)
-        # p log p -> 0 where p = 0: a logit of -inf must not make the entropy NaN
-        spread = -torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1) if entropy else chosen.new_zeros(0)
-        return chosen, spread
+        if not entropy:
+            return chosen, chosen.new_zeros(0)
+        # p log p -> 0 where p = 0: a logit of -inf must make neither the entropy nor its gradient NaN
+        finite = torch.where(logp > -torch.inf, logp, 0.0)
+        return chosen, -(logp.exp() * finite).sum(-1)
 
     size = max(1, LOGITS_BUDGET // vocabulary)
     if len(targets) <= size:

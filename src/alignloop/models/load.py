@@ -7,6 +7,7 @@ A policy is saved as an `AutoModelForCausalLM` folder (or a peft adapter folder)
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import re
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from alignloop.core.errors import ModelError, nearest
-from alignloop.models.adapters import Lora, add_lora, has_adapter
+from alignloop.models.adapters import TRAINED, Lora, add_lora, has_adapter
 from alignloop.models.attention import ATTENTION, register
 from alignloop.models.heads import scalar_head
 from alignloop.models.policy import Policy
@@ -59,16 +61,20 @@ def load_policy(
     """A causal LM from a folder, an adapter folder or a hub id.
 
     dtype: auto and float32 keep float32 weights; bfloat16 computes in bfloat16 with float32 weights (autocast).
-    lora: add a fresh adapter. A folder that is itself an adapter keeps training that adapter.
+    lora: add a fresh adapter; an adapter in `path` is merged first, and the result is then saved whole, because no
+    folder holds the merged base. Without `lora`, a folder that is itself an adapter keeps training that adapter.
     """
     from transformers import AutoModelForCausalLM
 
     model = _load(AutoModelForCausalLM, path, dtype)
+    rebased = lora is not None and has_adapter(model)
+    if rebased:
+        model = model.merge_and_unload()
     if lora is not None:
-        if has_adapter(model):
-            model = model.merge_and_unload()
         model = add_lora(model, lora)
-    return _finish(model, dtype, device, value_head=value_head, gradient_checkpointing=gradient_checkpointing)
+    policy = _finish(model, dtype, device, value_head=value_head, gradient_checkpointing=gradient_checkpointing)
+    policy.rebased = rebased
+    return policy
 
 
 def load_reward(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> Policy:
@@ -80,6 +86,7 @@ def load_reward(path: str | Path, *, dtype: str = "auto", device: str = "auto") 
         raise ModelError(f"{path} is not a reward model; train one: alignloop train reward --model {path} ...")
     policy = _finish(_load(AutoModelForSequenceClassification, path, dtype, num_labels=1), dtype, device)
     policy.offset = float(_meta(folder).get("offset", 0.0))
+    policy.sd = float(_meta(folder).get("sd", 1.0))
     return policy
 
 
@@ -98,7 +105,7 @@ def init_scalar(
 
     model = _load(AutoModelForSequenceClassification, path, dtype, num_labels=1)
     if has_adapter(model):
-        model = model.merge_and_unload()
+        model = model.merge_and_unload().requires_grad_(True)  # peft froze what it adapted
     generator = torch.Generator().manual_seed(seed)
     head = scalar_head(model.score.in_features, zero=zero_head, generator=generator)
     with torch.no_grad():
@@ -112,9 +119,13 @@ def init_scalar(
 def save_policy(policy: Policy, tokenizer: Any, folder: str | Path, *, card: str = "") -> Path:
     """Write a causal LM (or its adapter) with tokenizer, generation config and model card, atomically."""
 
+    model, adapter = policy.model, has_adapter(policy.model)
+    if adapter and policy.rebased:
+        model, adapter = copy.deepcopy(model).merge_and_unload(), False
+
     def write(at: Path) -> None:
         with _quiet():
-            policy.model.save_pretrained(at)
+            model.save_pretrained(at, **({"selected_adapters": [TRAINED]} if adapter else {}))
         tokenizer.save_pretrained(at)
         generation = getattr(policy.inner, "generation_config", None)
         if generation is not None:
@@ -128,19 +139,20 @@ def save_policy(policy: Policy, tokenizer: Any, folder: str | Path, *, card: str
 def save_reward(policy: Policy, tokenizer: Any, folder: str | Path, *, card: str = "", **meta: Any) -> Path:
     """Write a reward model: `scale` is folded into the head, `offset` kept in alignloop.json.
 
+    `sd` there is 1/scale: a difference of scores times it is the Δ that was trained, whose σ(Δ) is a probability.
+
     Hugging Face finds the last token by looking for pads, so the pad id must not be a token that ends an answer: a pad
     token is added if need be. An adapter is merged first, for the same scores from a plain folder.
     """
     model = policy.model
     if has_adapter(model):
-        import copy
-
         model = copy.deepcopy(model).merge_and_unload()
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
+    sd = 1.0 / policy.scale
     with torch.no_grad():
         model.score.weight.mul_(policy.scale)
     if model is policy.model:
@@ -151,7 +163,7 @@ def save_reward(policy: Policy, tokenizer: Any, folder: str | Path, *, card: str
             model.save_pretrained(at)
         tokenizer.padding_side = "right"
         tokenizer.save_pretrained(at)
-        _write_meta(at, {"kind": "reward", "offset": policy.offset, "scale": 1.0, **meta})
+        _write_meta(at, {"kind": "reward", "offset": policy.offset, "scale": 1.0, "sd": sd, **meta})
         (at / "README.md").write_text(card or "# A reward model trained by alignloop\n", encoding="utf-8")
 
     return atomic_folder(folder, write)
@@ -169,10 +181,9 @@ def atomic_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
         write(fresh)
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise ModelError(
-                f"cannot save {folder}: {error.strerror or error}; what was there before is kept"
-            ) from error
+        if isinstance(error, OSError | SafetensorError):  # safetensors wraps the system's errors in its own
+            reason = getattr(error, "strerror", None) or _first_line(error)
+            raise ModelError(f"cannot save {folder}: {reason}; what was there before is kept") from error
         raise
     if folder.exists():
         os.replace(folder, old)
@@ -199,11 +210,14 @@ def _load(cls: Any, path: str | Path, dtype: str, **options: Any) -> Any:
     weights = torch.float64 if dtype == "float64" else torch.float32
     adapter = Path(path) / "adapter_config.json"
     if adapter.is_file():
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
         model = _load(cls, base, dtype, **options)
-        return PeftModel.from_pretrained(model, str(path), is_trainable=True)
+        config = PeftConfig.from_pretrained(str(path))
+        if "num_labels" in options:  # a policy's adapter on a scalar model: peft's wrapper for language models fails
+            config.task_type = None
+        return PeftModel.from_pretrained(model, str(path), config=config, is_trainable=True)
     try:
         with _quiet():
             return cls.from_pretrained(str(path), dtype=weights, attn_implementation=ATTENTION, **options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from alignloop.core.batch import Out, TokenBatch
 from alignloop.core.errors import ModelError
 from alignloop.core.layout import build, gather, items_of, place
 from alignloop.models.attention import NO_MASK, packed_plan, supports_packing
-from alignloop.models.heads import Project, scalar_head, token_logp
+from alignloop.models.heads import scalar_head, token_logp
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Policy(nn.Module):
 
     value_head: give a causal LM a zero-initialised value head on its own trunk (PPO's shared critic).
     compute_dtype: autocast to this type; weights stay as loaded. None computes in the weights' type.
+    offset, scale, sd: a reward model's score is raw · scale - offset; sd undoes the scale folded into its folder.
     """
 
     def __init__(self, model: Any, *, value_head: bool = False, compute_dtype: torch.dtype | None = None):
@@ -36,7 +38,8 @@ class Policy(nn.Module):
         self.model = model
         self.compute_dtype = compute_dtype
         self.detach_values = False
-        self.offset, self.scale = 0.0, 1.0
+        self.rebased = False  # the adapter stands on weights that no folder holds
+        self.offset, self.scale, self.sd = 0.0, 1.0, 1.0
         inner = self.inner
         self.scalar = hasattr(inner, "score")
         if not self.scalar and inner.get_output_embeddings() is None:
@@ -48,7 +51,7 @@ class Policy(nn.Module):
         self._packs = supports_packing(inner)
         if not self._packs:
             log.warning("%s does not take packed rows; its batches are padded instead", type(inner).__name__)
-        self._project: Project = self._scalar_project if self.scalar else _find_projection(inner)
+        self._after_head: _AfterHead | None = None if self.scalar else _find_after_head(inner)
 
     @property
     def inner(self) -> Any:
@@ -62,6 +65,20 @@ class Policy(nn.Module):
     @property
     def vocabulary(self) -> int:
         return int(self.inner.config.get_text_config().vocab_size)
+
+    def without_dropout(self) -> Policy:
+        """Set every dropout of the model to 0, in training mode too; the saved config keeps its values.
+
+        Where log-probabilities of two moments are compared (a ratio, a reference), noise in one of them is a bug.
+        Families keep rates in `nn.Dropout` modules and in attributes such as `attention_dropout`.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name, value in vars(module).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+        return self
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that an optimizer should hold."""
@@ -144,8 +161,11 @@ class Policy(nn.Module):
             raise ModelError("this language model has no scalar head; load a reward model, or give PPO a critic")
         return head
 
-    def _scalar_project(self, hidden: Tensor) -> Tensor:
-        raise ModelError("a reward model or critic has no token probabilities")
+    def _project(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states. The head is looked up at every call: a copy of this policy must use its own."""
+        if self._after_head is None:
+            raise ModelError("a reward model or critic has no token probabilities")
+        return self._after_head(self.inner.get_output_embeddings()(hidden))
 
     def _through_padding(self, batch: TokenBatch, wanted: set[str]) -> Out:
         """For families that cannot take packed rows: the same numbers by way of one padded row a sequence."""
@@ -173,37 +193,44 @@ def _scatter(values: Tensor, batch: TokenBatch, where: tuple[Tensor, ...]) -> Te
     return out.index_put(where, values)
 
 
-def _find_projection(model: Any) -> Project:
-    """The map from last hidden state to logits: the LM head and what the family does after it.
+@dataclass(frozen=True)
+class _AfterHead:
+    """What a family does to its logits after the LM head: scale, divide, soft cap."""
 
-    Proven on the spot: it must reproduce the model's own logits on a few tokens.
-    """
-    config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None)
-    divide = getattr(config, "logits_scaling", None)
+    scale: float | None
+    divide: float | None
+    cap: float | None
 
-    def project(hidden: Tensor) -> Tensor:
-        logits: Tensor = head(hidden)
-        if scale is not None:
-            logits = logits * scale
-        if divide is not None:
-            logits = logits / divide
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.scale is not None:
+            logits = logits * self.scale
+        if self.divide is not None:
+            logits = logits / self.divide
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
         return logits
 
+
+def _find_after_head(model: Any) -> _AfterHead:
+    """Read off the config what follows the LM head. Proven on the spot: it must reproduce the model's own logits."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    after = _AfterHead(
+        scale=getattr(config, "logit_scale", None),
+        divide=getattr(config, "logits_scaling", None),
+        cap=getattr(config, "final_logit_softcapping", None),
+    )
     ids = torch.arange(4, device=head.weight.device)[None] % config.vocab_size
     mode = model.training
     model.eval()
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with torch.no_grad():
-        whole = model(input_ids=ids, use_cache=False).logits
-        ours = project(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        whole = model(**given).logits
+        ours = after(head(model.base_model(**given).last_hidden_state))
     model.train(mode)
     if not torch.allclose(whole.float(), ours.float(), atol=1e-3, rtol=1e-3):
         raise ModelError(
             f"{type(model).__name__} does something to its logits after the LM head that alignloop does not know; "
             "please report the model family"
         )
-    return project
+    return after

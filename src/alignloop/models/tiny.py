@@ -80,9 +80,7 @@ def tiny_tokenizer() -> Any:
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     inner.decoder = decoders.Fuse()
     build: Any = PreTrainedTokenizerFast
-    return build(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
-    )
+    return build(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128)
 
 
 def save_tiny(folder: str | Path, family: str = "llama", *, seed: int = 0) -> Path:

@@ -1,1 +1,1 @@
-"""alignloop.rewards"""
+"""Scorers: rules, any Python function, reward models, and weighted sums of them. Free of torch."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignloop.core.errors import ConfigError, DataError
 from alignloop.core.protocols import Method
+from alignloop.core.types import Prompt
 from alignloop.data.chat import ChatFormat
 from alignloop.data.collate import (
     Row,
@@ -35,7 +36,15 @@ from alignloop.training.learner import Learner
 from alignloop.training.loader import Stream, offline_stream
 from alignloop.training.offline import ReferenceSums, Source, evaluate_offline, offline, precompute
 from alignloop.training.online import Online, online
-from alignloop.training.scoring import RewardModel, ScoreSamples, from_reward_model, from_scorer, open_chat, score_items
+from alignloop.training.scoring import (
+    RewardModel,
+    ScoreSamples,
+    columns_of,
+    from_reward_model,
+    from_scorer,
+    open_chat,
+    score_items,
+)
 from alignloop.training.settings import TrainSettings
 from alignloop.training.state import TrainState
 from alignloop.training.validation import mean_reward
@@ -226,11 +235,26 @@ def score_function(spec: Any, settings: TrainSettings, chat: ChatFormat, where: 
 
     if isinstance(spec, str | Path) and Path(spec).is_dir():
         return from_reward_model(open_model(Path(spec)), chat.fingerprint)
+    return from_scorer(load_scorer(spec, where=where, open_model=_model_scorer(open_model)), where)
 
-    def as_scorer(path: Path) -> RewardModelScorer:
-        return RewardModelScorer(path.name, open_model(path).score_texts)
 
-    return from_scorer(load_scorer(spec, where=where, open_model=as_scorer), where)
+def reward_function(
+    spec: Any, where: str, *, dtype: str = "auto", device: str = "auto"
+) -> Callable[..., list[float | None]]:
+    """A reward of any form as a function of prompts, texts and further columns, for annotation and evaluation."""
+    scorer = load_scorer(
+        spec, where=where, open_model=_model_scorer(lambda path: RewardModel.load(path, dtype=dtype, device=device))
+    )
+
+    def score(prompts: Sequence[Prompt], texts: Sequence[str], **columns: Any) -> list[float | None]:
+        known = {**columns_of(prompts), "prompt_records": list(prompts), **columns}
+        return scorer([p.text for p in prompts], list(texts), **known)
+
+    return score
+
+
+def _model_scorer(open_model: Callable[[Path], RewardModel]) -> Callable[[Path], RewardModelScorer]:
+    return lambda path: RewardModelScorer(path.name, open_model(path).score_texts)
 
 
 def _records(method: Method, settings: TrainSettings, inputs: Inputs) -> tuple[list[Any], list[Any], dict[str, Any]]:
@@ -252,7 +276,14 @@ def _trained_policy(method: Method, settings: TrainSettings, inputs: Inputs, *, 
     common = {"dtype": m.dtype, "device": m.device, "lora": m.lora, "gradient_checkpointing": m.gradient_checkpointing}
     if method.name == "reward":
         return init_scalar(inputs.model, seed=settings.loop.seed, **common)  # type: ignore[arg-type]
-    return load_policy(inputs.model, value_head=value_head, **common)  # type: ignore[arg-type]
+    noiseless = bool(method.needs & {"ref", "old"})
+    if noiseless and m.lora is not None and m.lora.dropout > 0:
+        raise ConfigError(
+            f"lora.dropout: {method.name} compares log-probabilities of two moments, and dropout is noise in one of "
+            "them; set it to 0"
+        )
+    policy = load_policy(inputs.model, value_head=value_head, **common)  # type: ignore[arg-type]
+    return policy.without_dropout() if noiseless else policy
 
 
 def _critic(settings: TrainSettings, inputs: Inputs) -> Policy:
@@ -261,8 +292,8 @@ def _critic(settings: TrainSettings, inputs: Inputs) -> Policy:
     if isinstance(inputs.reward, str | Path) and Path(inputs.reward).is_dir():
         critic = load_reward(inputs.reward, dtype=m.dtype, device=m.device)
         critic.offset = 0.0
-        return critic
-    return init_scalar(inputs.model, zero_head=True, dtype=m.dtype, device=m.device)
+        return critic.without_dropout()
+    return init_scalar(inputs.model, zero_head=True, dtype=m.dtype, device=m.device).without_dropout()
 
 
 def _reference(policy: Policy, settings: TrainSettings, inputs: Inputs) -> Reference:

@@ -64,6 +64,7 @@ def fit(
     """
     world = state.learner.world
     start, before = time.perf_counter(), state.num_tokens
+    save_every = max(1, total // 10) if loop.save_every < 0 else loop.save_every
     result = FitResult(state.step, 0.0)
     with _progress(show and world.rank == 0) as bar:
         task = bar.add_task(label, total=total, completed=state.step, speed="")
@@ -77,7 +78,7 @@ def fit(
             if world.rank == 0:
                 for tracker in trackers:
                     tracker.log(step, metrics)
-                if loop.save_every and step % loop.save_every == 0:
+                if save_every and step % save_every == 0 and step < total:
                     save_state(state, folder, loop.save_total_limit)
             world.barrier()
             speed = (state.num_tokens - before) / max(seconds, 1e-9)

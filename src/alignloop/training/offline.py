@@ -101,10 +101,10 @@ def evaluate_offline(state: TrainState, source: Source, rows: Sequence[Row]) -> 
     with torch.no_grad():
         for piece in chunks(rows, source.micro):
             batch = source.batch(piece, learner.policy.device)
-            for term in source.method.objective(learner.policy, batch, source.config):
+            for i, term in enumerate(source.method.objective(learner.policy, batch, source.config)):
                 counts = {"token": float(tokens_of(batch).mask.sum()), "sequence": float(tokens_of(batch).n)}
                 counts["pair"] = float(batch.weight.sum()) if isinstance(batch, PairBatch) else 0.0
-                _add(sums, f"{term.per} term", term.coef * float(term.total), counts[term.per])
+                _add(sums, f"{i} term", term.coef * float(term.total), counts[term.per])
                 for name, (total, count) in term.metrics.items():
                     _add(sums, name, float(total), float(count))
     loss = sum(s / max(c, 1e-12) for name, (s, c) in sums.items() if name.endswith(" term"))

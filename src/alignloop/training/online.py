@@ -96,8 +96,7 @@ def _shared_critic(state: TrainState, run: Online) -> Any:
 def _draw(run: Online, prompts: Sequence[Prompt], step: int) -> list[Sample]:
     """All samples of the step, in the order of prompts and indices, whatever order the engine finished them in."""
     place = {p.id: i for i, p in enumerate(prompts)}
-    distinct = list({p.id: p for p in prompts}.values())
-    samples = run.engine.generate(distinct, run.rollout.num_generations, run.sampling(step))
+    samples = run.engine.generate(prompts, run.rollout.num_generations, run.sampling(step))
     return sorted(samples, key=lambda s: (place[s.prompt_id], s.index))
 
 

@@ -65,15 +65,17 @@ class RewardModel:
         """Scores of engine samples: their own tokens where the tokenizer is the same, else the text encoded once."""
         if fingerprint == self.chat.fingerprint:
             return score_items(self.policy, [sample_item(s) for s in samples])
-        return self.score_texts(prompts, [s.text for s in samples])
+        items = [self._item(p, s.text, ended=not s.truncated) for p, s in zip(prompts, samples)]
+        return score_items(self.policy, items)
 
     def score_texts(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """Scores of texts, each encoded as an answer to its prompt, end token included."""
         return score_items(self.policy, [self._item(p, c) for p, c in zip(prompts, completions)])
 
-    def _item(self, prompt: Prompt, completion: str) -> Item:
+    def _item(self, prompt: Prompt, completion: str, *, ended: bool = True) -> Item:
         ids = self.chat.prompt_ids(prompt.messages)
-        response, mask = self.chat.completion_ids(prompt.messages, self.chat.answer(prompt.messages, completion))
+        answer = self.chat.answer(prompt.messages, completion)
+        response, mask = self.chat.completion_ids(prompt.messages, answer, ended=ended)
         return Item(tuple(ids), tuple(response), tuple(mask))
 
 

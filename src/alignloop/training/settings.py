@@ -55,8 +55,8 @@ class Loop(Config):
     """Optimizer steps (online methods: rollout steps); -1 counts by epochs."""
     seed: int = 0
     """Fixes data order, head initialisation, dropout and sampling."""
-    save_every: int = Field(0, ge=0)
-    """Steps between checkpoints from which a killed run continues; 0 saves at the end only."""
+    save_every: int = Field(-1, ge=-1)
+    """Steps between checkpoints from which a killed run continues; -1 saves ten times in a run, 0 never."""
     save_total_limit: int = Field(2, gt=0)
     """Checkpoints kept."""
     eval_steps: int = Field(0, ge=0)

@@ -1,0 +1,5 @@
+"""``python -m alignloop.cli``."""
+
+from alignloop.cli.main import main
+
+main()

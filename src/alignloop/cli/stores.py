@@ -1,0 +1,141 @@
+"""`alignloop lineage` and `snapshot`: what the store knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from alignloop.store import Store
+
+StoreOption = Annotated[str | None, typer.Option("--store", metavar="URL", help="Database (default: that of the run).")]
+RunOption = Annotated[
+    str | None, typer.Option("--run", help="Run folder or name (default: the model's own, or the latest).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For other programs.")]
+KINDS = ("prompt", "completion", "judgement", "snapshot", "run", "file")
+
+snapshot = typer.Typer(no_args_is_help=True, help="Freeze votes into data sets that never change, and check them.")
+
+
+RECORD = "A model's name, folder or id; with --forward also prompt:ID, completion:ID, judgement:ID, snapshot:NAME."
+
+
+def lineage(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help=RECORD)],
+    forward: Annotated[
+        bool, typer.Option("--forward", help="What was made from it, not what it was made from.")
+    ] = False,
+    run: RunOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Walk from a model to the judgements behind it, or forward from any record to the models made of it."""
+    from alignloop.store.lineage import descendants
+    from alignloop.store.lineage import lineage as ancestors
+
+    kind, colon, ref = name.partition(":")
+    is_record = bool(colon) and kind in KINDS
+    with open_store(store, run, None if is_record else name) as opened:
+        if is_record:
+            if not forward:
+                _refuse(f"{name}: only a model has what it was made from; add --forward")
+            node = descendants(opened, kind, ref)
+        else:
+            known = _known_as(opened, name)
+            node = descendants(opened, "model", known) if forward else ancestors(opened, known)
+    typer.echo(json.dumps(node.to_json(), indent=1, default=str) if as_json else node.to_text())
+
+
+@snapshot.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Letters, digits, '.', '-' and '_'.", show_default=False)],
+    project: Annotated[list[str], typer.Option("--project", help="Whose votes; may be given again.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder in which the snapshot's own is made.")],
+    method: Annotated[str, typer.Option("--method", help="Method of aggregation.")] = "ordinal",
+    split: Annotated[list[str] | None, typer.Option("--split", help="Only prompts of this split.")] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", metavar="KIND", help="ties, disputed or both_bad; may be given again.")
+    ] = None,
+    parent: Annotated[str | None, typer.Option("--parent", help="The snapshot that this one follows.")] = None,
+    run: RunOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Aggregate the votes of projects as they are now and freeze them."""
+    from alignloop.core.errors import nearest
+    from alignloop.feedback.aggregate import AggregateConfig, aggregate
+    from alignloop.store.snapshots import SnapshotSpec, create_snapshot
+
+    kinds = ("ties", "disputed", "both_bad")
+    for kind in drop or []:
+        if kind not in kinds:
+            _refuse(f"--drop {kind}: {nearest(kind, kinds)}")
+    values: dict[str, Any] = {"projects": project, "method": method, "splits": split or []}
+    spec = SnapshotSpec.parse({**values, **dict.fromkeys(drop or [], "drop")}, where="snapshot")
+    with open_store(store, run, None) as opened:
+        for slug in project:
+            aggregate(opened, slug, AggregateConfig.parse({"method": method}, where="snapshot"))
+        made = create_snapshot(opened, name, spec, out, parent=parent)
+    typer.echo(f"{made.n_rows} rows, sha256 {made.sha256}: {made.path}")
+
+
+@snapshot.command("verify")
+def verify(path: Annotated[Path, typer.Argument(help="A snapshot's folder.", show_default=False)]) -> None:
+    """Check that a snapshot's files are what its manifest says."""
+    from alignloop.store.snapshots import verify as check
+
+    found = check(path)
+    typer.echo(f"{found.name}: {found.n_rows} rows, sha256 {found.sha256}: as recorded")
+
+
+@snapshot.command("diff")
+def diff(
+    old: Annotated[Path, typer.Argument(help="A snapshot's folder.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show which rows were added, removed, turned round or changed."""
+    from dataclasses import asdict
+
+    from alignloop.store.snapshots import diff as compare
+
+    found = asdict(compare(old, new))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for kind, ids in found.items():
+        typer.echo(f"{kind:12} {len(ids):6}  {' '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}")
+
+
+def open_store(url: str | None, run: str | None, model: str | None) -> Store:
+    """The database given, else that of the run given, of the run in whose folder the model lies, or of the latest."""
+    from alignloop.pipeline.launch import run_folder
+    from alignloop.pipeline.state import read_status
+    from alignloop.store import Store
+
+    if url is not None:
+        return Store(url)
+    if run is None and model is not None and Path(model).exists():
+        homes = [p for p in Path(model).resolve().parents if (p / "run.json").is_file()]
+        run = str(homes[0]) if homes else None
+    return Store(read_status(run_folder(run)).store)
+
+
+def _known_as(store: Store, name: str) -> str:
+    """How the store calls a model whose folder may be written in another way than when it was recorded."""
+    if not Path(name).exists():
+        return name
+    folder = Path(name).resolve()
+    for row in store.models():
+        if row.path and Path(row.path).resolve() == folder:
+            return str(row.id)
+    return name
+
+
+def _refuse(text: str) -> None:
+    from alignloop.core.errors import ConfigError
+
+    raise ConfigError(text)

@@ -1,0 +1,253 @@
+"""From votes to training records: p (the chance that a typical annotator prefers the chosen one) and a margin.
+
+Methods: `ordinal` (default) fits skill, side bias and cut-points (`ordinal.py`) and sets one temperature on votes it
+did not see; `mean_strength` maps the mean strength through a table; `majority` gives hard labels. Golds, attention
+checks and repeats are never read. The estimates are kept in the store, where snapshots take them from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+from sqlalchemy import insert, select
+
+from alignloop.core.config import Config
+from alignloop.core.errors import StoreError
+from alignloop.core.types import Preference
+from alignloop.feedback.ordinal import Floats, OrdinalFit, VoteArrays, fit_ordinal
+from alignloop.feedback.quality import expected_calibration_error, quality
+from alignloop.store import Store
+from alignloop.store import tables as t
+from alignloop.store.ids import json_sha256
+from alignloop.store.rows import preference_of, preference_rows
+from alignloop.store.votes import Vote, load_votes, project_row, votes_sha256
+
+
+class AggregateConfig(Config):
+    """How votes become one label per pair."""
+
+    method: Literal["ordinal", "mean_strength", "majority"] = "ordinal"
+    """ordinal: annotator model, soft labels; mean_strength: table of p by strength; majority: hard labels."""
+    prior_p: tuple[float, float] = (0.78, 0.95)
+    """p of a single "better" and "much better" (mean_strength), until the overlap slice measures it."""
+    measured_from: int = Field(200, ge=1)
+    """Votes of a strength on the overlap slice from which its measured p replaces the prior."""
+    margins: tuple[float, float] = (1.5, 3.0)
+    """Margin of a mean strength of 1 and 2, linear between (Llama 2's "large" scale; its "small" is .5 and 1)."""
+    temperature: float | None = Field(None, gt=0)
+    """Divides the log-odds of the ordinal model; null: fitted on held-out votes of the overlap slice."""
+    calibrate_from: int = Field(30, ge=1)
+    """Held-out votes from which the temperature is fitted; with fewer it is 1."""
+    disputed_bits: float = Field(0.9, ge=0, le=1)
+    """Entropy of the sides, in bits, above which a pair of three or more votes is marked disputed."""
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """records: one per pair, by id, ties included. report: counts, agreement, temperature, calibration, annotators."""
+
+    id: str
+    records: tuple[Preference, ...]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Per item, in the order of `tasks`: p that slot 0 is preferred, its log-odds and their sd."""
+
+    tasks: tuple[str, ...]
+    p: Floats
+    d: Floats
+    d_sd: Floats | None
+    report: dict[str, Any]
+
+
+def aggregate(
+    store: Store, project: str, config: AggregateConfig | None = None, *, ties: Literal["keep", "drop"] = "keep"
+) -> Aggregated:
+    """Aggregate a project's votes, keep the estimates in the store, return records and a report.
+
+    A tie (every vote 0) is p = .5, kept or dropped. The same votes and settings give the same records; nothing is
+    computed or written twice. Errors: StoreError if the project has no votes.
+    """
+    cfg = config or AggregateConfig()
+    params = cfg.model_dump(mode="json")
+    with store.read() as session:
+        row = project_row(session, project)
+        votes = load_votes(session, row)
+        if not votes:
+            raise StoreError(f"project '{row.slug}': has no votes; annotate first")
+        facts = {"project_id": row.id, "params_sha256": json_sha256(params), "votes_sha256": votes_sha256(votes)}
+        found = session.scalar(select(t.Aggregation).filter_by(**facts))
+    if found is None:  # fitted with no transaction open: nobody who judges meanwhile has to wait
+        estimates = estimate(votes, cfg)
+        report = {"method": cfg.method, **quality(votes).to_json(), **estimates.report}
+        found = t.Aggregation(**facts, method=cfg.method, params=params, report=_plain(report))
+        with store.write() as session:
+            session.add(found)
+            session.flush()
+            session.execute(insert(t.Estimate), _estimate_rows(found.id, votes, estimates, cfg))
+    with store.read() as session:
+        rows = preference_rows(session, row, found)
+    kept = [r for r in rows if ties == "keep" or not r["tie"]]
+    return Aggregated(found.id, tuple(preference_of(r) for r in kept), found.report)
+
+
+def estimate(votes: Sequence[Vote], cfg: AggregateConfig) -> Estimates:
+    """The estimates of some votes, without a store."""
+    tasks = tuple(sorted({v.task for v in votes}))
+    arrays, names = vote_arrays(votes, tasks)
+    if cfg.method == "ordinal":
+        return _ordinal(tasks, arrays, names, cfg)
+    counts = np.bincount(arrays.item, minlength=arrays.n_items)
+    if cfg.method == "majority":
+        net = np.sign(np.bincount(arrays.item, np.sign(arrays.strength), arrays.n_items))
+        return Estimates(tasks, (1 + net) / 2, net, None, {})
+    levels, measured = strength_levels(arrays, cfg)
+    mean = np.bincount(arrays.item, arrays.strength, arrays.n_items) / counts
+    d = np.sign(mean) * np.interp(np.abs(mean), [0, 1, 2], [0.0, *logit(levels)])
+    return Estimates(tasks, expit(d), d, None, {"p_by_strength": list(levels), "measured": measured})
+
+
+def vote_arrays(votes: Sequence[Vote], tasks: Sequence[str]) -> tuple[VoteArrays, list[str]]:
+    """Votes as arrays, items numbered as in `tasks`, annotators by name; and those names."""
+    names = sorted({v.annotator for v in votes})
+    place, who = {task: k for k, task in enumerate(tasks)}, {name: k for k, name in enumerate(names)}
+    arrays = VoteArrays(
+        np.array([place[v.task] for v in votes], dtype=np.int64),
+        np.array([who[v.annotator] for v in votes], dtype=np.int64),
+        np.array([v.strength for v in votes], dtype=np.int64),
+        np.array([1.0 if v.first_left else -1.0 for v in votes]),
+        len(tasks),
+        len(names),
+    )
+    return arrays, names
+
+
+def _ordinal(tasks: tuple[str, ...], arrays: VoteArrays, names: list[str], cfg: AggregateConfig) -> Estimates:
+    fit = fit_ordinal(arrays)
+    temperature, calibration = (cfg.temperature, None) if cfg.temperature else calibrate(arrays, tasks, cfg)
+    d = fit.logit / temperature
+    report = {
+        "temperature": temperature,
+        "calibration": calibration,
+        "cuts": [float(c) for c in fit.cuts],
+        "converged": fit.converged,
+        "model": _annotators(fit, names),
+    }
+    return Estimates(tasks, expit(d), d, fit.d_sd / temperature, report)
+
+
+def calibrate(arrays: VoteArrays, tasks: Sequence[str], cfg: AggregateConfig) -> tuple[float, dict[str, float] | None]:
+    """The temperature that makes p true of votes the model has not seen, and how true it is.
+
+    One vote of every pair that has several is held out (which one is drawn from the pair's key), the model is fitted on
+    the rest, and T minimises the log-loss of σ(d / T) on the side of the held-out votes. Fewer than `calibrate_from`:
+    T = 1 and None.
+    """
+    held = held_out(arrays, tasks)
+    if int((arrays.strength[held] != 0).sum()) < cfg.calibrate_from:
+        return 1.0, None
+    z = fit_ordinal(arrays.without(held)).logit[arrays.item[held]] * np.sign(arrays.strength[held])
+    z = z[arrays.strength[held] != 0]  # log-odds given to the side that the held-out vote took
+
+    def loss(log_t: float) -> float:
+        return float(np.logaddexp(0, -z * np.exp(-log_t)).mean())
+
+    best = minimize_scalar(loss, bounds=(np.log(0.25), np.log(8.0)), method="bounded")
+    temperature = float(np.exp(best.x))
+    p, right = expit(np.abs(z) / temperature), (z > 0).astype(float)
+    facts = {"n": float(len(z)), "log_loss": loss(float(best.x)), "log_loss_uncalibrated": loss(0.0)}
+    return temperature, facts | {"accuracy": float(right.mean()), "ece": expected_calibration_error(p, right)}
+
+
+def held_out(arrays: VoteArrays, tasks: Sequence[str]) -> NDArray[np.bool_]:
+    """bool[V]: one vote of every pair that has two or more, drawn from the pair's key."""
+    held = np.zeros(len(arrays.item), dtype=bool)
+    places: dict[int, list[int]] = defaultdict(list)
+    for v, item in enumerate(arrays.item):
+        places[int(item)].append(v)
+    for item, own in places.items():
+        if len(own) >= 2:
+            draw = hashlib.sha256(f"held out|{tasks[item]}".encode()).digest()
+            held[own[int.from_bytes(draw[:8], "big") % len(own)]] = True
+    return held
+
+
+def strength_levels(arrays: VoteArrays, cfg: AggregateConfig) -> tuple[Floats, list[int]]:
+    """p of strengths 1 and 2: (agree + 1) / (n + 2) over other votes on the same pair, the prior where too few.
+
+    Returns p and the number of votes each was measured on (0: the prior).
+    """
+    sign = np.sign(arrays.strength)
+    first = np.bincount(arrays.item, sign > 0, arrays.n_items)
+    second = np.bincount(arrays.item, sign < 0, arrays.n_items)
+    others = first[arrays.item] + second[arrays.item] - 1
+    same = np.where(sign > 0, first[arrays.item], second[arrays.item]) - 1
+    levels, measured = [], []
+    for size, prior in zip((1, 2), cfg.prior_p):
+        chosen = (np.abs(arrays.strength) == size) & (others > 0)
+        enough = int(chosen.sum()) >= cfg.measured_from
+        measured.append(int(chosen.sum()) if enough else 0)
+        levels.append((same[chosen].sum() + 1) / (others[chosen].sum() + 2) if enough else prior)
+    # a vote of the other side is as likely as not at worst, and "much better" never says less than "better"
+    return np.maximum.accumulate(np.clip(levels, 0.5, 1 - 1e-6)), measured
+
+
+def _estimate_rows(
+    aggregation_id: str, votes: Sequence[Vote], estimates: Estimates, cfg: AggregateConfig
+) -> list[dict[str, Any]]:
+    by_task: dict[str, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        by_task[vote.task].append(vote)
+    rows = []
+    for k, task in enumerate(estimates.tasks):
+        strengths = [v.strength for v in by_task[task]]
+        tie = not any(strengths)
+        p = 0.5 if tie else float(estimates.p[k])
+        mean = sum(strengths) / len(strengths) * (1 if p >= 0.5 else -1)
+        bits = sign_entropy(strengths)
+        facts = {
+            "aggregation_id": aggregation_id,
+            "task_id": by_task[task][0].task_id,
+            "p_slot0": p,
+            "margin": float(np.interp(max(mean, 0.0), [0, 1, 2], [0.0, *cfg.margins])),
+            "d_mean": 0.0 if tie else float(estimates.d[k]),
+            "d_sd": float(estimates.d_sd[k]) if estimates.d_sd is not None else None,
+        }
+        disputed = len(strengths) >= 3 and bits > cfg.disputed_bits
+        rows.append(facts | {"n_votes": len(strengths), "entropy": bits, "tie": tie, "disputed": disputed})
+    return rows
+
+
+def sign_entropy(strengths: Sequence[int]) -> float:
+    """Entropy in bits of the sides of decided votes: 0 unanimous, 1 evenly split.
+
+    >>> sign_entropy([2, -1, 1, -2, 0])
+    1.0
+    """
+    shares = [sum(s > 0 for s in strengths), sum(s < 0 for s in strengths)]
+    total = sum(shares)
+    return float(-sum(k / total * np.log2(k / total) for k in shares if k)) + 0.0
+
+
+def _annotators(fit: OrdinalFit, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    return {n: {"skill": float(fit.skill[j]), "left_bias": float(fit.side[j])} for j, n in enumerate(names)}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, tuples as lists: what the JSON column takes."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value

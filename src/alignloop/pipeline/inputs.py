@@ -1,0 +1,145 @@
+"""What a stage's texts mean: records of an earlier stage or a source, the folder of a model, the form of a reward."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignloop.core.errors import ConfigError, DataError
+from alignloop.core.types import Message, ModelRef, Prompt
+from alignloop.pipeline.runner import StageContext
+from alignloop.rewards.load import find_function
+from alignloop.store.store import Store
+
+Kind = str  # demonstrations, pairs, labels, prompts: core.protocols.DataKind
+
+
+def model_path(ctx: StageContext, name: str) -> str:
+    """The folder of a train stage's model, or the name itself (a folder or a hub name)."""
+    return str(ctx.inputs[name].outputs["model"]) if name in ctx.inputs else name
+
+
+def model_id(ctx: StageContext, store: Store, name: str, role: Any) -> str:
+    """The store's row of a model named in a recipe; a base model is recorded when it is first met."""
+    path = model_path(ctx, name)
+    key = f"{ctx.recipe.name}/{name}" if name in ctx.inputs else path
+    return store.add_model(ModelRef(key, role, path), name=name if name in ctx.inputs else Path(path).name)
+
+
+def reward_spec(ctx: StageContext, spec: Any) -> Any:
+    """A reward in which the names of stages are the folders of their models."""
+    if isinstance(spec, str):
+        return model_path(ctx, spec)
+    if isinstance(spec, Mapping) and isinstance(spec.get("model"), str):
+        return {**spec, "model": model_path(ctx, spec["model"])}
+    if isinstance(spec, list | tuple):
+        return [reward_spec(ctx, member) for member in spec]
+    return spec
+
+
+def records(ctx: StageContext, data: Any, kind: Kind, *, held_out: bool = False) -> list[Any]:
+    """Records of `kind` from a stage, a source or a list of these (their union, each id once).
+
+    A source is a path or hub name, a mapping {path: ..., format: ..., columns: ...} with the reader's options, or
+    {function: package.module:name, ...}: a Python function that returns records, called with the other keys.
+    held_out: of an annotate stage, the votes that were set aside for evaluation instead of those for training.
+    """
+    found: dict[str, Any] = {}
+    for source in data if isinstance(data, list | tuple) else [data]:
+        for record in _source(ctx, source, kind, held_out):
+            found.setdefault(record.id, record)
+    return list(found.values())
+
+
+def _source(ctx: StageContext, source: Any, kind: Kind, held_out: bool) -> list[Any]:
+    if isinstance(source, str) and source in ctx.inputs:
+        return _of_stage(ctx, source, kind, held_out)
+    if isinstance(source, Mapping) and "function" in source:
+        return _of_function(ctx, source)
+    from alignloop.training.assemble import READERS
+
+    options = dict(source) if isinstance(source, Mapping) else {"path": source}
+    try:
+        path = options.pop("path")
+    except KeyError:
+        raise ConfigError(f"{ctx.name}: a data mapping needs path: or function: (got {', '.join(options)})") from None
+    known = set(inspect.signature(READERS[kind]).parameters) - {"source"}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"{ctx.name}: unknown data setting '{unknown[0]}'; known: {', '.join(sorted(known))}")
+    loaded = READERS[kind](path, **options)
+    ctx.log.info("%s", loaded.report())
+    return list(loaded.records)
+
+
+def _of_stage(ctx: StageContext, name: str, kind: Kind, held_out: bool) -> list[Any]:
+    outputs = ctx.inputs[name].outputs
+    if kind == "prompts" and "samples" in outputs:
+        return read_prompts(outputs["samples"])
+    if kind == "pairs" and "snapshot" in outputs:
+        return _votes(ctx, name, held_out)
+    raise ConfigError(f"{ctx.name}: stage '{name}' gives {', '.join(outputs)}, and {kind} are needed")
+
+
+def _votes(ctx: StageContext, name: str, held_out: bool) -> list[Any]:
+    """A snapshot's rows of the prompts for training, or of those set aside. The share is the annotate stage's."""
+    from alignloop.data.splits import split_by_prompt
+    from alignloop.store.snapshots import load_snapshot
+
+    made = ctx.inputs[name]
+    rows = list(load_snapshot(made.outputs["snapshot"]))
+    share = float(made.metrics.get("held_out", 0.0))
+    if share == 0:
+        return [] if held_out else rows
+    parts = split_by_prompt(rows, {"train": 1 - share, "test": share}, salt="held out votes")
+    return list(parts["test" if held_out else "train"])
+
+
+def _of_function(ctx: StageContext, source: Mapping[str, Any]) -> list[Any]:
+    options = dict(source)
+    place, _, name = str(options.pop("function")).rpartition(":")
+    function: Callable[..., Any] = find_function(place, name, ctx.name)
+    if "seed" in inspect.signature(function).parameters:
+        options.setdefault("seed", ctx.recipe.seed)
+    try:
+        return list(function(**options))
+    except TypeError as error:
+        raise ConfigError(f"{ctx.name}: {place}:{name}: {error}") from error
+
+
+# Files that stages hand on
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as a JSON object."""
+    return {
+        "id": prompt.id,
+        "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
+        "source": prompt.source,
+        "split": prompt.split,
+        "extra": dict(prompt.extra),
+    }
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """The inverse of `prompt_row`."""
+    messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
+    return Prompt(row["id"], messages, row["source"], row["split"], row["extra"])
+
+
+def read_samples(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a generate stage: prompt, text, completion (row id), finish_reason, ..."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line:
+            continue  # the end of a piece
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError("not JSON; delete the stage's folder and run again", file=str(path), row=number) from error
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The distinct prompts of a generate stage."""
+    return list({row["prompt"]["id"]: prompt_of(row["prompt"]) for row in read_samples(path)}.values())

@@ -1,0 +1,396 @@
+"""The tables. Keys are UUIDv7 text, times UTC integer milliseconds, no delete cascades: nothing a person did is lost.
+
+`key` columns hold ids that come from content or from the caller's records (`core.types`): what leaves the store as
+data carries keys, never the random UUIDs, so that equal data make equal bytes in every database.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from alignloop.store.ids import now_ms, uuid7
+
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+ID = String(36)
+SHA = String(64)
+KEY = String(200)
+
+PROJECT_KINDS = ("pairwise", "rank", "rate", "thumbs", "edit", "mixed")
+PROJECT_STATES = ("draft", "open", "paused", "closed")
+ANNOTATOR_KINDS = ("human", "ai", "rule", "simulated", "import")
+ANNOTATOR_STATES = ("invited", "active", "paused", "left")
+TASK_KINDS = ("normal", "gold", "attention", "repeat", "calibration", "adjudication")
+TASK_STATES = ("open", "done", "review", "void")
+SEAT_STATES = ("open", "leased", "done", "released", "late")
+OUTCOMES = ("answer", "skip", "flag", "undo")
+RUN_STATES = ("running", "done", "failed")
+
+
+def _in(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    listed = ", ".join(f"'{v}'" for v in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _reference(target: str) -> ForeignKey:
+    return ForeignKey(target, ondelete="RESTRICT")
+
+
+class Base(DeclarativeBase):
+    """Names of constraints follow one convention, which migrations on SQLite need."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: Json, list[Any]: Json, int: BigInteger, str: Text}
+
+
+class _Row(Base):
+    """What most tables share: a key and a birthday."""
+
+    __abstract__ = True
+    id: Mapped[str] = mapped_column(ID, primary_key=True, default=uuid7)
+    created_at: Mapped[int] = mapped_column(default=now_ms)
+
+
+class Prompt(_Row):
+    """A prompt; `split` and `cluster_id` (the near-duplicate group) are decided once, when it is added."""
+
+    __tablename__ = "prompt"
+    key: Mapped[str] = mapped_column(KEY, unique=True)
+    messages: Mapped[list[Any]]
+    text_sha256: Mapped[str] = mapped_column(SHA, unique=True)
+    cluster_id: Mapped[str] = mapped_column(SHA, index=True)
+    split: Mapped[str] = mapped_column(String(20))
+    source: Mapped[str]
+    meta: Mapped[dict[str, Any]]
+
+
+class Run(_Row):
+    """One execution of a stage: what it did, with which settings, where its files are."""
+
+    __tablename__ = "run"
+    __table_args__ = (_in("state", RUN_STATES),)
+    name: Mapped[str] = mapped_column(KEY, index=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    method: Mapped[str] = mapped_column(String(40))
+    config: Mapped[dict[str, Any]]
+    config_sha256: Mapped[str] = mapped_column(SHA, index=True)
+    path: Mapped[str]
+    state: Mapped[str] = mapped_column(String(20))
+    metrics: Mapped[dict[str, Any]]
+    finished_at: Mapped[int | None]
+
+
+class Model(_Row):
+    """A model or checkpoint: its folder on disk and that folder's hash."""
+
+    __tablename__ = "model"
+    key: Mapped[str] = mapped_column(KEY, unique=True)
+    name: Mapped[str] = mapped_column(KEY, index=True)
+    role: Mapped[str] = mapped_column(String(20))
+    stage: Mapped[str] = mapped_column(String(20))
+    path: Mapped[str]
+    sha256: Mapped[str | None] = mapped_column(SHA)
+    base_model: Mapped[str]
+    tokenizer_sha256: Mapped[str | None] = mapped_column(SHA)
+    run_id: Mapped[str | None] = mapped_column(ID, _reference("run.id"), index=True)
+
+
+class Annotator(_Row):
+    """Who judges. Someone who leaves is renamed, never deleted."""
+
+    __tablename__ = "annotator"
+    __table_args__ = (_in("kind", ANNOTATOR_KINDS), _in("state", ANNOTATOR_STATES))
+    handle: Mapped[str] = mapped_column(KEY, unique=True)
+    display_name: Mapped[str]
+    email: Mapped[str | None]
+    kind: Mapped[str] = mapped_column(String(20))
+    role: Mapped[str] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(20))
+    langs: Mapped[list[Any]]
+    skills: Mapped[dict[str, Any]]
+
+
+class Completion(_Row):
+    """An answer offered for judgement or shown in an evaluation; rollouts stay in shards on disk."""
+
+    __tablename__ = "completion"
+    __table_args__ = (Index("ix_completion_content", "prompt_id", "text_sha256"),)
+    key: Mapped[str] = mapped_column(KEY, unique=True)
+    prompt_id: Mapped[str] = mapped_column(ID, _reference("prompt.id"))
+    parent_completion_id: Mapped[str | None] = mapped_column(ID, _reference("completion.id"))
+    model_id: Mapped[str | None] = mapped_column(ID, _reference("model.id"), index=True)
+    model_version: Mapped[int | None]
+    author: Mapped[str]
+    author_id: Mapped[str | None] = mapped_column(ID, _reference("annotator.id"))
+    messages: Mapped[list[Any]]
+    text: Mapped[str]
+    text_sha256: Mapped[str] = mapped_column(SHA)
+    sample_id: Mapped[str | None] = mapped_column(KEY, index=True)
+    sampling: Mapped[dict[str, Any]]
+    n_tokens: Mapped[int | None]
+    finish_reason: Mapped[str | None] = mapped_column(String(20))
+    logprob_sum: Mapped[float | None]
+
+
+class Score(_Row):
+    """What a scorer says of a completion; `value` null = it could not be scored."""
+
+    __tablename__ = "score"
+    __table_args__ = (UniqueConstraint("completion_id", "scorer"),)
+    completion_id: Mapped[str] = mapped_column(ID, _reference("completion.id"))
+    scorer: Mapped[str] = mapped_column(KEY, index=True)
+    model_id: Mapped[str | None] = mapped_column(ID, _reference("model.id"))
+    value: Mapped[float | None]
+    std: Mapped[float | None]
+    parts: Mapped[dict[str, Any]]
+
+
+class Project(_Row):
+    """A campaign of judging. `seed` decides sides and order, so that a simulated campaign can be repeated."""
+
+    __tablename__ = "project"
+    __table_args__ = (_in("kind", PROJECT_KINDS), _in("state", PROJECT_STATES))
+    slug: Mapped[str] = mapped_column(KEY, unique=True)
+    name: Mapped[str]
+    kind: Mapped[str] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(20))
+    config: Mapped[dict[str, Any]]
+    blind: Mapped[bool]
+    lease_s: Mapped[int]
+    seed: Mapped[int]
+    pseudonym_key: Mapped[str] = mapped_column(SHA)
+
+
+class Guideline(_Row):
+    """A version of what annotators are told; the highest is in force, and every judgement names the one shown."""
+
+    __tablename__ = "guideline"
+    __table_args__ = (UniqueConstraint("project_id", "version"),)
+    project_id: Mapped[str] = mapped_column(ID, _reference("project.id"))
+    version: Mapped[int]
+    body_md: Mapped[str]
+    sha256: Mapped[str] = mapped_column(SHA)
+
+
+class Criterion(_Row):
+    """A question asked beside the overall one."""
+
+    __tablename__ = "criterion"
+    __table_args__ = (UniqueConstraint("project_id", "key"),)
+    project_id: Mapped[str] = mapped_column(ID, _reference("project.id"))
+    key: Mapped[str] = mapped_column(String(60))
+    label: Mapped[str]
+    help_md: Mapped[str]
+    scale: Mapped[str] = mapped_column(String(20))
+    required: Mapped[bool]
+    position: Mapped[int]
+
+
+class Task(_Row):
+    """One question: which of these completions is better? Slots fix the frame in which answers are stored."""
+
+    __tablename__ = "task"
+    __table_args__ = (_in("kind", TASK_KINDS), _in("state", TASK_STATES), UniqueConstraint("project_id", "key"))
+    project_id: Mapped[str] = mapped_column(ID, _reference("project.id"))
+    key: Mapped[str] = mapped_column(KEY)
+    kind: Mapped[str] = mapped_column(String(20))
+    prompt_id: Mapped[str] = mapped_column(ID, _reference("prompt.id"), index=True)
+    n_items: Mapped[int]
+    repeat_of: Mapped[str | None] = mapped_column(ID, _reference("task.id"))
+    priority: Mapped[float]
+    order_key: Mapped[int]
+    state: Mapped[str] = mapped_column(String(20))
+    created_by_strategy: Mapped[str] = mapped_column(String(20))
+    acq_score: Mapped[float | None]
+
+
+class TaskItem(Base):
+    """A completion in a slot of a task."""
+
+    __tablename__ = "task_item"
+    __table_args__ = (UniqueConstraint("task_id", "completion_id"), Index("ix_task_item_completion", "completion_id"))
+    task_id: Mapped[str] = mapped_column(ID, _reference("task.id"), primary_key=True)
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    completion_id: Mapped[str] = mapped_column(ID, _reference("completion.id"))
+
+
+class Seat(_Row):
+    """One vote wanted. Claiming takes a row; the unique keys make over- and double assignment impossible.
+
+    Served in the order (place, order_key); place is minus the task's priority. `batch` 1: leased many at a time (judges
+    and simulations), exempt from one live lease a person.
+    """
+
+    __tablename__ = "seat"
+    __table_args__ = (
+        _in("state", SEAT_STATES),
+        UniqueConstraint("task_id", "annotator_id"),
+        Index(
+            "uq_seat_one_lease",
+            "annotator_id",
+            "project_id",
+            unique=True,
+            sqlite_where=text("state = 'leased' AND batch = 0"),
+            postgresql_where=text("state = 'leased' AND batch = 0"),
+        ),
+        Index(
+            "ix_seat_open",
+            "project_id",
+            "place",
+            "order_key",
+            "id",
+            sqlite_where=text("state = 'open'"),
+            postgresql_where=text("state = 'open'"),
+        ),
+        Index(
+            "ix_seat_leased",
+            "project_id",
+            "lease_until",
+            sqlite_where=text("state = 'leased'"),
+            postgresql_where=text("state = 'leased'"),
+        ),
+    )
+    project_id: Mapped[str] = mapped_column(ID, _reference("project.id"))
+    task_id: Mapped[str] = mapped_column(ID, _reference("task.id"))
+    state: Mapped[str] = mapped_column(String(20))
+    annotator_id: Mapped[str | None] = mapped_column(ID, _reference("annotator.id"))
+    lease_token: Mapped[str | None] = mapped_column(ID)
+    leased_at: Mapped[int | None]
+    lease_until: Mapped[int | None]
+    batch: Mapped[int]
+    place: Mapped[float]
+    order_key: Mapped[int]
+
+
+class Judgement(_Row):
+    """What someone answered. Append-only, kept so by triggers: an edit or undo is a row with the next revision.
+
+    strength is in the item's frame: > 0 means the completion in slot 0 is better. shown_order lists slots from left.
+    """
+
+    __tablename__ = "judgement"
+    __table_args__ = (
+        _in("outcome", OUTCOMES),
+        CheckConstraint("strength BETWEEN -2 AND 2", name="strength"),
+        UniqueConstraint("seat_id", "revision"),
+        UniqueConstraint("supersedes_id"),
+        Index("ix_judgement_annotator", "annotator_id", "created_at"),
+    )
+    seat_id: Mapped[str] = mapped_column(ID, _reference("seat.id"))
+    task_id: Mapped[str] = mapped_column(ID, _reference("task.id"), index=True)
+    revision: Mapped[int]
+    supersedes_id: Mapped[str | None] = mapped_column(ID, _reference("judgement.id"))
+    annotator_id: Mapped[str] = mapped_column(ID, _reference("annotator.id"))
+    outcome: Mapped[str] = mapped_column(String(20))
+    strength: Mapped[int | None]
+    shown_order: Mapped[list[Any]]
+    both_bad: Mapped[bool]
+    both_good: Mapped[bool]
+    ranking: Mapped[list[Any] | None]
+    skip_reason: Mapped[str | None]
+    comment: Mapped[str]
+    active_ms: Mapped[int | None]
+    wall_ms: Mapped[int | None]
+    n_focus_loss: Mapped[int]
+    ui: Mapped[str] = mapped_column(String(20))
+    app_version: Mapped[str] = mapped_column(String(40))
+    guideline_id: Mapped[str | None] = mapped_column(ID, _reference("guideline.id"))
+
+
+class Rating(Base):
+    """An answer to one criterion; slot -1 is the comparison of the two."""
+
+    __tablename__ = "rating"
+    judgement_id: Mapped[str] = mapped_column(ID, _reference("judgement.id"), primary_key=True)
+    criterion_id: Mapped[str] = mapped_column(ID, _reference("criterion.id"), primary_key=True)
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int]
+
+
+class Aggregation(_Row):
+    """One aggregation of a project's votes: method, settings, and the hash of exactly the votes it read."""
+
+    __tablename__ = "aggregation"
+    __table_args__ = (UniqueConstraint("project_id", "params_sha256", "votes_sha256"),)
+    project_id: Mapped[str] = mapped_column(ID, _reference("project.id"))
+    method: Mapped[str] = mapped_column(String(40))
+    params: Mapped[dict[str, Any]]
+    params_sha256: Mapped[str] = mapped_column(SHA)
+    votes_sha256: Mapped[str] = mapped_column(SHA)
+    report: Mapped[dict[str, Any]]
+
+
+class Estimate(Base):
+    """What an aggregation says of one task: a cache, always rebuildable."""
+
+    __tablename__ = "estimate"
+    aggregation_id: Mapped[str] = mapped_column(ID, _reference("aggregation.id"), primary_key=True)
+    task_id: Mapped[str] = mapped_column(ID, _reference("task.id"), primary_key=True)
+    p_slot0: Mapped[float]
+    margin: Mapped[float]
+    d_mean: Mapped[float]
+    d_sd: Mapped[float | None]
+    n_votes: Mapped[int]
+    entropy: Mapped[float]
+    tie: Mapped[bool]
+    disputed: Mapped[bool]
+
+
+class Snapshot(_Row):
+    """An immutable data set on disk, named by the hash of its manifest."""
+
+    __tablename__ = "snapshot"
+    name: Mapped[str] = mapped_column(KEY, unique=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    spec: Mapped[dict[str, Any]]
+    n_rows: Mapped[int]
+    manifest_sha256: Mapped[str] = mapped_column(SHA, index=True)
+    parent_id: Mapped[str | None] = mapped_column(ID, _reference("snapshot.id"))
+    path: Mapped[str]
+
+
+class RolloutShard(_Row):
+    """A file of rollouts in a run's folder."""
+
+    __tablename__ = "rollout_shard"
+    __table_args__ = (UniqueConstraint("run_id", "path"),)
+    run_id: Mapped[str] = mapped_column(ID, _reference("run.id"))
+    model_id: Mapped[str | None] = mapped_column(ID, _reference("model.id"))
+    path: Mapped[str]
+    sha256: Mapped[str] = mapped_column(SHA)
+    n_samples: Mapped[int]
+    version: Mapped[int]
+
+
+class Edge(Base):
+    """The child was made from the parent. Ids of any table; kind says in which part (trained_on, policy, ...)."""
+
+    __tablename__ = "edge"
+    __table_args__ = (Index("ix_edge_child", "child_type", "child_id"),)
+    parent_type: Mapped[str] = mapped_column(String(20), primary_key=True)
+    parent_id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    child_type: Mapped[str] = mapped_column(String(20), primary_key=True)
+    child_id: Mapped[str] = mapped_column(KEY, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40), primary_key=True)

@@ -1,0 +1,169 @@
+"""The same numbers as TRL, as functions of the same token log-probabilities or scores: loss and gradient to 1e-5.
+
+TRL's own `compute_loss` functions run here on a stand-in for the trainer and for the model, so that what is compared is
+the objective alone. They are private: where their names have moved, the test is skipped and says so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignloop.algorithms import dpo, reward, sft
+from alignloop.core.batch import TokenBatch
+from tests.algorithms.algo_fakes import Given, close, grid, loss_of, pairs, rows_of
+
+trl = pytest.importorskip("trl", reason="TRL is a development dependency")
+
+LENGTHS = [3, 1, 4, 2, 5, 2]
+
+
+def trainer(**more: Any) -> Any:
+    """What the loss functions read of a trainer."""
+    same = SimpleNamespace(
+        gather=lambda x: x,
+        gather_for_metrics=lambda x: x,
+        num_processes=1,
+        device=torch.device("cpu"),
+        parallelism_config=None,
+    )
+    return SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=same,
+        aux_loss_enabled=False,
+        compute_loss_func=None,
+        label_smoother=None,
+        get_tp_size=lambda: 1,
+        _tp_size=1,
+        _total_train_tokens=0,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        **more,
+    )
+
+
+def theirs(f: Callable[[], Any]) -> Any:
+    try:
+        return f()
+    except (AttributeError, KeyError, ImportError) as error:
+        pytest.skip(f"TRL {trl.__version__} has moved a private name: {error}")
+
+
+def fused(logp: Tensor, tokens: TokenBatch) -> Any:
+    """What TRL's fused head returns: log-probabilities of tokens 1.., zero where no label is."""
+    shifted = tokens.mask[:, 1:]
+    return SimpleNamespace(
+        log_probs=torch.where(shifted, logp[:, 1:], 0.0),
+        label_mask=shifted,
+        entropy=torch.zeros_like(logp[:, 1:]),
+        mean_logits=torch.zeros_like(logp[:, 1:]),
+        is_top1=shifted,
+    )
+
+
+def random_logp(tokens: TokenBatch, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return grid([(-3 * torch.rand(n, generator=g)).tolist() for n in LENGTHS[: tokens.n]], tokens).float()
+
+
+def compare(ours: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], at: Tensor) -> None:
+    results = []
+    for f in (ours, other):
+        x = at.clone().requires_grad_()
+        loss = f(x)
+        results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
+    close(results[0][0], results[1][0], 1e-5)
+    close(results[0][1], results[1][1], 1e-5)
+    assert results[0][1].abs().max() > 1e-3
+
+
+def test_sft() -> None:
+    tokens = rows_of(LENGTHS)
+    args = SimpleNamespace(loss_type="nll", average_tokens_across_devices=False)
+
+    def other(logp: Tensor) -> Tensor:
+        inputs = {"input_ids": tokens.tokens, "attention_mask": tokens.segment >= 0}
+        return theirs(
+            lambda: trl.SFTTrainer.compute_loss(trainer(args=args), lambda **_: fused(logp, tokens), dict(inputs))
+        )
+
+    def ours(logp: Tensor) -> Tensor:
+        return loss_of(sft.objective(Given(logp=logp), tokens, sft.Config()), tokens)
+
+    compare(ours, other, random_logp(tokens))
+
+
+@pytest.mark.parametrize("margin", [None, [0.5, 0.0, 2.0]])
+@pytest.mark.parametrize("centring", [None, 0.01])
+def test_reward(margin: list[float] | None, centring: float | None) -> None:
+    tokens = rows_of(LENGTHS)
+    args = SimpleNamespace(center_rewards_coefficient=centring)
+    batch = pairs(tokens, margin=margin, index=[(0, 3), (1, 4), (2, 5)])  # TRL stacks chosen on rejected
+    settings = {"labels": "margin" if margin else "auto", "center_rewards_coefficient": centring or 0.0}
+    me = trainer(args=args)
+
+    def other(scores: Tensor) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": tokens.tokens, "attention_mask": tokens.segment >= 0}
+        if margin:
+            inputs["margin"] = torch.tensor(margin)
+        model = lambda **_: SimpleNamespace(logits=scores[:, None])  # noqa: E731
+        return theirs(lambda: trl.RewardTrainer.compute_loss(me, model, inputs))
+
+    terms = {}
+
+    def ours(scores: Tensor) -> Tensor:
+        terms["last"] = reward.objective(Given(scores=scores), batch, reward.Config(**settings))
+        return loss_of(terms["last"], batch)
+
+    compare(ours, other, torch.tensor([1.2, -0.3, 0.7, 0.2, 0.4, -2.0]))
+    logged = me._metrics["train"]
+    for name in ("accuracy", "margin", "mean_reward"):
+        total, count = terms["last"][0].metrics[name]
+        close(float(total) / float(count), logged[name][0], 1e-5)
+
+
+@pytest.mark.parametrize(("beta", "smoothing"), [(0.1, 0.0), (0.5, 0.0), (0.3, 0.2)])
+def test_dpo(beta: float, smoothing: float) -> None:
+    """Label smoothing: TRL has cDPO's loss in `aot`, which for one pair is cDPO of that pair."""
+    tokens = rows_of(LENGTHS[:2]) if smoothing else rows_of(LENGTHS)
+    index = [(0, 1)] if smoothing else [(0, 3), (1, 4), (2, 5)]
+    reference = [-4.0, -2.0, -6.0, -3.0, -2.5, -9.0][: tokens.n]
+    batch = pairs(tokens, ref=reference, index=index)
+    cfg = dpo.Config(beta=beta, label_smoothing=smoothing)
+    half = tokens.n // 2
+    me = trainer(
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=["aot" if smoothing else "sigmoid"],
+        loss_weights=[1.0],
+        beta=beta,
+        label_smoothing=smoothing,
+        use_weighting=False,
+    )
+    inputs = {
+        "input_ids": tokens.tokens,
+        "attention_mask": tokens.segment >= 0,
+        "completion_mask": tokens.mask.long(),
+        "ref_chosen_logps": torch.tensor(reference[:half]),
+        "ref_rejected_logps": torch.tensor(reference[half:]),
+    }
+
+    def other(logp: Tensor) -> Tensor:
+        return theirs(lambda: trl.DPOTrainer._compute_loss(me, lambda **_: fused(logp, tokens), dict(inputs), False))
+
+    terms = {}
+
+    def ours(logp: Tensor) -> Tensor:
+        terms["last"] = dpo.objective(Given(logp=logp), batch, cfg)
+        return loss_of(terms["last"], batch)
+
+    compare(ours, other, random_logp(tokens))
+    logged = me._metrics["train"]
+    for name, (total, count) in terms["last"][0].metrics.items():
+        close(float(total) / float(count), logged[name][0], 1e-5)

@@ -1,0 +1,419 @@
+"""The bench of the battery: what every method is measured on, and how.
+
+A `Case` is one method in one configuration. `CASES` is the only list: each property of `properties.py` runs on each of
+its entries, and a test fails while a method of `METHODS` has no entry. Everything is float64 on a model of two layers;
+losses and gradients come from `Learner.update` itself, caught just before the optimizer would use them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignloop.algorithms import METHODS
+from alignloop.core.batch import Batch, Experience, Out, PairBatch, TokenBatch, per_sequence
+from alignloop.core.layout import Item, Layout, build, gather
+from alignloop.core.types import Sample, SamplingParams
+from alignloop.models.policy import Policy
+from alignloop.models.tiny import tiny_model
+from alignloop.training.experience import Minibatches, gather_experience
+from alignloop.training.learner import Learner, Part
+from alignloop.training.settings import Optim
+from alignloop.training.world import Alone
+
+F64 = torch.float64
+EOS = 2
+Change = Callable[[TokenBatch], TokenBatch]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method in one configuration."""
+
+    name: str
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def config(self) -> Any:
+        return METHODS[self.method].config.parse(self.settings)
+
+    @property
+    def data(self) -> str:
+        return METHODS[self.method].data
+
+    @property
+    def shared(self) -> bool:
+        return self.data == "prompts" and self.config.critic.layout == "shared"
+
+
+CASES = [
+    Case("sft", "sft"),
+    Case("sft, each answer alike", "sft", {"reduction": "seq_mean_token_mean", "log_entropy": True}),
+    Case("reward", "reward", {"center_rewards_coefficient": 0.01}),
+    Case("reward, margins", "reward", {"labels": "margin"}),
+    Case("dpo", "dpo", {"label_smoothing": 0.1}),
+    Case("ppo, separate critic", "ppo", {"c_h": 0.01}),
+    Case(
+        "ppo, shared critic",
+        "ppo",
+        {
+            "critic": {"layout": "shared"},
+            "kl": {"placement": "loss"},
+            "gae": {"truncation": "bootstrap"},
+            "shaping": {"whiten_rewards": True, "missing_eos": "replace"},
+            "reduction": "seq_mean_token_mean",
+        },
+    ),
+]
+BY_NAME = {case.name: case for case in CASES}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row of the bench: two answers to one prompt. Single-answer methods take both, one after the other."""
+
+    chosen: Item
+    rejected: Item
+    p: float = 1.0
+    margin: float = 0.0
+    weight: float = 1.0
+    scores: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def items(self) -> tuple[Item, Item]:
+        return self.chosen, self.rejected
+
+
+def _item(prompt: Sequence[int], length: int, seed: int, *, ended: bool = True, hole: bool = False) -> Item:
+    words = torch.randint(3, 64, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    mask = [True] * length
+    if ended:
+        words[-1] = EOS
+    if hole:  # a tool's words, which the policy read and did not write
+        mask[2:4] = [False, False]
+    return Item(tuple(prompt), tuple(words), tuple(mask))
+
+
+def rows() -> list[Pair]:
+    """Five comparisons, ragged; two of one prompt, one answer cut at the limit, one with an observation inside."""
+    a, b, c, d = (7, 9, 11), (5, 6, 7, 8, 9), (33,), (3, 1, 4, 1, 5, 9, 26, 5)
+    return [
+        Pair(_item(a, 4, 1), _item(a, 7, 2), 1.0, 0.5, 1.0, (1.0, -1.0)),
+        Pair(_item(b, 2, 3), _item(b, 6, 4, ended=False), 0.75, 0.2, 2.0, (0.3, 0.2)),
+        Pair(_item(b, 9, 5), _item(b, 3, 6), 0.5, 0.3, 1.0, (-0.4, 0.9)),
+        Pair(_item(c, 1, 7), _item(c, 5, 8), 0.9, 0.0, 0.5, (2.0, 0.0)),
+        Pair(_item(d, 7, 9, hole=True), _item(d, 3, 10), 1.0, 1.0, 1.0, (0.7, 0.1)),
+    ]
+
+
+def items_of_rows(pairs: Sequence[Pair]) -> list[Item]:
+    return [item for pair in pairs for item in pair.items]
+
+
+@dataclass(frozen=True)
+class Models:
+    """policy learns; old drew the rollouts (so that ratios are not 1); reference is frozen; critic may be absent."""
+
+    policy: Policy
+    old: Policy
+    reference: Policy
+    critic: Policy | None = None
+
+
+def exact(model: Any) -> Any:
+    """Norms in the model's own precision: transformers rounds them to float32, and gradients with them."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        scale = 1 + self.weight if "Gemma" in type(self).__name__ else self.weight
+        eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+        return scale * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = forward.__get__(module)
+    return model
+
+
+def perturbed(policy: Policy, size: float, seed: int) -> Policy:
+    """A copy whose weights differ by `size` times their own spread."""
+    other = copy.deepcopy(policy)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in other.parameters():
+            spread = p.std() if p.numel() > 1 else p.abs()
+            p.add_(torch.randn(p.shape, generator=generator, dtype=F64).to(p) * size * spread.clamp(min=1e-3))
+    return other
+
+
+def scalar_model(family: str = "llama") -> Any:
+    """The tiny model of a family with a scalar head instead of its LM head."""
+    from transformers import AutoModelForSequenceClassification
+
+    from alignloop.models.attention import ATTENTION
+
+    body = tiny_model(family, dtype=F64)
+    config = copy.deepcopy(body.config)
+    config.num_labels = 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        make: Any = AutoModelForSequenceClassification
+        model = make.from_config(config, attn_implementation=ATTENTION).to(F64)
+        torch.nn.init.normal_(model.score.weight, std=0.3)
+    model.base_model.load_state_dict(body.base_model.state_dict())
+    return model.eval()
+
+
+@cache
+def models(case: Case | str, family: str = "llama") -> Models:
+    """The models of a case, made once: nothing on the bench changes a weight (the learning rate is 0)."""
+    case = BY_NAME[case] if isinstance(case, str) else case
+    if case.method == "reward":
+        policy = Policy(exact(scalar_model(family))).eval()
+        return Models(policy, policy, policy)
+    policy = Policy(exact(tiny_model(family, dtype=F64)), value_head=case.shared).eval()
+    if policy.value_head is not None:
+        torch.nn.init.normal_(policy.value_head.weight, std=0.3, generator=torch.Generator().manual_seed(5))
+    reference = perturbed(policy, 0.03, 1).requires_grad_(False).eval()
+    old = perturbed(policy, 0.01, 2).requires_grad_(False).eval()
+    critic = Policy(exact(scalar_model(family))).eval() if case.data == "prompts" and not case.shared else None
+    return Models(policy, old, reference, critic)
+
+
+@torch.no_grad()
+def batch_of(
+    case: Case,
+    m: Models,
+    pairs: Sequence[Pair],
+    layout: Layout = "packed",
+    *,
+    share: bool = True,
+    change: Change = lambda tokens: tokens,
+) -> Batch:
+    """The rows as what the method's objective reads, every number of it computed in this layout."""
+    tokens = change(build(items_of_rows(pairs), layout, share=share, pad_id=61))
+    if case.data == "demonstrations":
+        return tokens
+    if case.data == "pairs":
+        ref = per_sequence(_of(m.reference(tokens, {"logp"}).logp), tokens) if _needs(case, "ref") else None
+        return pair_batch(tokens, pairs, ref)
+    return prepared(case, rollout_in(case, m, tokens, pairs))[0]
+
+
+def pair_batch(tokens: TokenBatch, pairs: Sequence[Pair], ref: Tensor | None) -> PairBatch:
+    index = torch.arange(len(pairs))
+    facts = {n: torch.tensor([getattr(x, n) for x in pairs], dtype=F64) for n in ("p", "margin", "weight")}
+    return PairBatch(tokens, 2 * index, 2 * index + 1, group=index, ref=ref, **facts)
+
+
+def rollout_in(case: Case, m: Models, tokens: TokenBatch, pairs: Sequence[Pair]) -> Experience:
+    """Rollouts before `prepare`, scored in the layout of `tokens`."""
+    logp = _of(m.old(tokens, {"logp"}).logp)
+    values = (m.old if case.shared else _of(m.critic))(tokens, {"values", "scores"})
+    ended = torch.tensor([item.response[-1] == EOS for item in items_of_rows(pairs)])
+    n = torch.arange(tokens.n)
+    return Experience(
+        tokens=tokens,
+        reward=torch.zeros_like(logp),
+        logp_sampler=logp,
+        logp_old=logp,
+        logp_ref=_of(m.reference(tokens, {"logp"}).logp),
+        advantage=torch.zeros_like(logp),
+        score=torch.tensor([s for pair in pairs for s in pair.scores], dtype=F64),
+        truncated=~ended,
+        group=n // 2,
+        version=torch.zeros_like(n),
+        value=values.values,
+        bootstrap=values.scores,
+    )
+
+
+def prepared(case: Case, experience: Experience) -> tuple[Experience, dict[str, float]]:
+    """What `prepare` makes of rollouts, and what it logs."""
+    method = METHODS[case.method]
+    assert method.prepare is not None and method.init_state is not None
+    out, _, metrics = method.prepare(experience, case.config, method.init_state(case.config), Alone())
+    return out, metrics
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Losses, gradients by parameter name and metrics of one optimizer step."""
+
+    losses: dict[str, float]
+    grads: dict[str, Tensor]
+    metrics: dict[str, float]
+
+
+def measure(case: Case, m: Models, batches: Sequence[Batch]) -> Measured:
+    """One step over micro-batches, through `Learner.update`; the weights stay as they are."""
+    method = METHODS[case.method]
+    losses: dict[str, float] = {}
+    grads: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {}
+    who = [("policy", m.policy, method.objective)]
+    if m.critic is not None:
+        who.append(("critic", m.critic, method.critic))
+    for name, policy, objective in who:
+        learner = Learner(policy, Optim(learning_rate=0.0, max_grad_norm=1e12), 1)
+        learner.optimizer.register_step_pre_hook(lambda *_, n=name, p=policy: grads.update(_grads(n, p)))
+        out = learner.update([Part(objective, batches, case.config)])
+        losses[name] = out.pop("loss")
+        metrics |= {f"{name}/{key}": value for key, value in out.items()}
+    return Measured(losses, grads, metrics)
+
+
+def _grads(name: str, policy: Policy) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for key, p in policy.named_parameters()
+        if p.requires_grad
+    }
+
+
+def assert_same(a: Measured, b: Measured, *, tolerance: float = 1e-10) -> None:
+    """Losses, gradients and metrics equal, each relative to its own size where that is above 1."""
+    assert a.losses.keys() == b.losses.keys()
+    for key, value in b.losses.items():
+        _close(f"loss of the {key}", a.losses[key], value, tolerance)
+    assert a.grads.keys() == b.grads.keys() and b.grads
+    for key, grad in b.grads.items():
+        torch.testing.assert_close(
+            a.grads[key], grad, rtol=0, atol=tolerance * float(grad.abs().max() + 1), msg=lambda m, k=key: f"{k}: {m}"
+        )
+    assert a.metrics.keys() == b.metrics.keys()
+    for key, value in b.metrics.items():
+        _close(key, a.metrics[key], value, 1e-9)
+    assert any(float(grad.abs().max()) > 1e-6 for grad in b.grads.values()), "the step has no gradient to compare"
+
+
+def _close(name: str, a: float, b: float, tolerance: float) -> None:
+    assert abs(a - b) <= tolerance * (abs(b) + 1), f"{name}: {a} and {b}"
+
+
+def wants(case: Case) -> set[str]:
+    """What the method reads of a forward pass of its policy."""
+    if case.method == "reward":
+        return {"scores"}
+    return {"logp", "entropy"} | ({"values", "scores"} if case.shared else set())
+
+
+@torch.no_grad()
+def outputs(
+    case: Case,
+    m: Models,
+    items: Sequence[Item],
+    layout: Layout = "packed",
+    *,
+    share: bool = True,
+    change: Change = lambda tokens: tokens,
+) -> dict[str, list[Tensor]]:
+    """Every number of the forward passes as one tensor per sequence, whatever the layout."""
+    tokens = change(build(items, layout, share=share, pad_id=61))
+    found = _per_sequence(m.policy(tokens, wants(case)), tokens, "policy")
+    if m.critic is not None:
+        found |= _per_sequence(m.critic(tokens, {"values", "scores"}), tokens, "critic")
+    return found
+
+
+def _per_sequence(out: Out, tokens: TokenBatch, who: str) -> dict[str, list[Tensor]]:
+    named = {"logp": out.logp, "entropy": out.entropy, "values": out.values}
+    found = {f"{who} {name}": gather(x, tokens) for name, x in named.items() if x is not None}
+    return found if out.scores is None else {**found, f"{who} scores": list(out.scores)}
+
+
+def assert_same_outputs(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]], tolerance: float = 1e-10) -> None:
+    assert a.keys() == b.keys() and b
+    for name, tensors in b.items():
+        for i, (x, y) in enumerate(zip(a[name], tensors, strict=True)):
+            torch.testing.assert_close(x, y, rtol=0, atol=tolerance, msg=lambda m, w=f"{name} of {i}": f"{w}: {m}")
+
+
+def pad(amount: int, side: str = "right") -> Change:
+    """Add columns of padding, filled with words: their value must never be read."""
+
+    def change(tokens: TokenBatch) -> TokenBatch:
+        def wider(x: Tensor, fill: int | bool) -> Tensor:
+            extra = torch.full((x.shape[0], amount), fill, dtype=x.dtype)
+            return torch.cat([extra, x] if side == "left" else [x, extra], dim=1)
+
+        shift = amount if side == "left" else 0
+        prev = torch.where(tokens.prev >= 0, tokens.prev + shift, -1)
+        return replace(
+            tokens,
+            tokens=wider(tokens.tokens, 17),
+            positions=wider(tokens.positions, 0),
+            segment=wider(tokens.segment, -1),
+            prev=wider(prev, -1),
+            mask=wider(tokens.mask, False),
+            spans=tuple((r, s + shift, e + shift) for r, s, e in tokens.spans),
+        )
+
+    return change
+
+
+def samples_of(pairs: Sequence[Pair], m: Models) -> list[Sample]:
+    """The rows as an engine would have drawn them."""
+    items = items_of_rows(pairs)
+    grid = build(items, "right")
+    with torch.no_grad():
+        logp = gather(_of(m.old(grid, {"logp"}).logp), grid)
+    out = []
+    for i, (item, values) in enumerate(zip(items, logp, strict=True)):
+        given = iter(values.tolist())
+        per_token = tuple(next(given) if x else 0.0 for x in item.mask)
+        start = len(item.prompt)
+        out.append(
+            Sample(
+                id=str(i),
+                prompt_id=str(item.prompt),
+                model_id="bench",
+                version=0,
+                index=i,
+                sampling=SamplingParams(),
+                tokens=item.prompt + item.response,
+                prompt_length=start,
+                mask=(False,) * start + item.mask,
+                logp=(0.0,) * start + per_token,
+                finish_reason="stop" if item.response[-1] == EOS else "length",
+                text="",
+            )
+        )
+    return out
+
+
+def minibatches(case: Case, m: Models, pairs: Sequence[Pair], micro: int = 3) -> Minibatches:
+    """Rollouts on the path that training takes: `gather_experience`, `prepare`, `Minibatches`."""
+    scores = [s for pair in pairs for s in pair.scores]
+    critic = m.old if case.shared else m.critic
+
+    def reference(tokens: TokenBatch, want: Iterable[str]) -> Out:
+        out: Out = m.reference(tokens, want)
+        return out
+
+    experience, items = gather_experience(samples_of(pairs, m), scores, m.old, reference, critic, micro)
+    return Minibatches.of(prepared(case, experience)[0], items)
+
+
+def micro_batches(case: Case, m: Models, pairs: Sequence[Pair], sizes: Sequence[int]) -> list[Batch]:
+    """The rows cut into micro-batches of `sizes` rows, on the path that training takes."""
+    cuts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    if case.data != "prompts":
+        return [batch_of(case, m, pairs[x:y]) for x, y in zip(cuts, cuts[1:])]
+    whole = minibatches(case, m, pairs)
+    return [whole.pack(range(2 * x, 2 * y)) for x, y in zip(cuts, cuts[1:])]
+
+
+def _needs(case: Case, what: Any) -> bool:
+    return what in METHODS[case.method].needs
+
+
+def _of(x: Any) -> Any:
+    assert x is not None
+    return x

@@ -1,0 +1,208 @@
+"""Snapshots: the same bytes from the same data, whatever the order, and refusal of what has changed."""
+
+import json
+
+import pytest
+
+from alignloop.core.errors import StoreError
+from alignloop.core.types import Completion, Message, Prompt
+from alignloop.feedback.aggregate import AggregateConfig, aggregate
+from alignloop.feedback.judgements import Verdict
+from alignloop.feedback.projects import ProjectConfig, add_annotators, create_project, publish_guideline
+from alignloop.feedback.queue import claim, submit, undo
+from alignloop.feedback.tasks import create_tasks
+from alignloop.store import Store
+from alignloop.store.snapshots import (
+    SnapshotSpec,
+    create_snapshot,
+    diff,
+    load_rows,
+    load_snapshot,
+    read_snapshot,
+    verify,
+)
+
+SPEC = SnapshotSpec(projects=("votes",))
+MAJORITY = AggregateConfig(method="majority")
+# task -> votes of ann and bob in the item's frame; c has a word that str.splitlines would cut at
+ANSWERS = {"a": (2, 1), "b": (0, 0), "c": (-1, -2), "d": (1, -1)}
+
+
+def campaign(path, order="abcd", bob="simulated"):
+    store = Store(path)
+    splits = {"a": "train", "b": "train", "c": "test", "d": "train"}
+    store.add_prompts([Prompt(f"p-{k}", (Message("user", f"Why {k}?"),), "made", splits[k]) for k in order])
+    store.add_completions(
+        [
+            Completion(f"{k}{s}", f"p-{k}", (Message("assistant", f"{k} {s} \u2028 word"),), author=f"model:m{s}@0")
+            for k in order
+            for s in (1, 0)
+        ]
+    )
+    create_project(store, "votes", ProjectConfig(seed=5))
+    publish_guideline(store, "votes", "Be fair.")
+    create_tasks(store, "votes", [(f"{k}0", f"{k}1") for k in order], overlap=2)
+    add_annotators(store, ["ann"], kind="simulated")
+    add_annotators(store, ["bob"], kind=bob)
+    for j, name in enumerate(("ann", "bob")):
+        while (card := claim(store, "votes", name)) is not None:
+            submit(store, card, Verdict(ANSWERS[card.completions[0].id[0]][j], active_ms=1000))
+    return store
+
+
+@pytest.fixture
+def store(tmp_path):
+    with campaign(tmp_path / "a.db") as opened:
+        aggregate(opened, "votes", MAJORITY)
+        yield opened
+
+
+def spec(**more):
+    return SnapshotSpec(projects=("votes",), method="majority", **more)
+
+
+def test_the_bytes_depend_on_the_data_alone(store, tmp_path):
+    first = create_snapshot(store, "v1", spec(), tmp_path / "here")
+    again = create_snapshot(store, "v2", spec(), tmp_path / "there")
+    with campaign(tmp_path / "b.db", order="dbca") as other:  # another store, filled in another order
+        aggregate(other, "votes", MAJORITY)
+        third = create_snapshot(other, "v1", spec(), tmp_path / "elsewhere")
+    bodies = [(s.path / "rows.jsonl").read_bytes() for s in (first, again, third)]
+    assert bodies[0] == bodies[1] == bodies[2]
+    assert first.sha256 == again.sha256 == third.sha256
+    assert b"\r" not in bodies[0]
+    ids = [json.loads(line)["id"] for line in bodies[0].decode().split("\n")[:-1]]
+    assert ids == sorted(ids)
+    assert len(ids) == 4
+
+
+def test_rows_hold_votes_in_the_frame_of_the_chosen(store, tmp_path):
+    snapshot = create_snapshot(store, "v1", spec(), tmp_path)
+    rows = {row["prompt_id"]: row for row in load_rows(snapshot.path)}
+    a, b, c, d = (rows[f"p-{k}"] for k in "abcd")
+    assert (a["chosen_id"], a["rejected_id"], a["p"], a["strength"], a["margin"]) == ("a0", "a1", 1.0, 1.5, 2.25)
+    assert [(v["a"], v["s"], v["ms"]) for v in a["votes"]] == [("ann", 2, 1000), ("bob", 1, 1000)]
+    assert (b["p"], b["margin"], b["tie"]) == (0.5, 0.0, True)
+    assert (c["chosen_id"], c["strength"], c["split"]) == ("c1", 1.5, "test")
+    assert (d["p"], d["margin"], d["tie"], d["n_votes"]) == (0.5, 0.0, False, 2)
+    assert a["chosen_author"] == "model:m0@0"
+    assert a["chosen"] == [{"role": "assistant", "content": "a 0 \u2028 word"}]
+
+
+def test_records_come_back_without_a_store(store, tmp_path):
+    snapshot = create_snapshot(store, "v1", spec(), tmp_path)
+    store.close()
+    records = {r.prompt.id: r for r in load_snapshot(snapshot.path)}
+    record = records["p-c"]
+    assert (record.chosen.id, record.rejected.id, record.p, record.kind) == ("c1", "c0", 1.0, "simulated")
+    assert (record.prompt.split, record.prompt.text, record.group) == ("test", "Why c?", "p-c")
+    assert record.annotators == ("ann", "bob")
+    assert record.chosen.messages[0].content == "c 1 \u2028 word"
+
+
+def test_people_leave_as_pseudonyms_and_comments_not_at_all(tmp_path):
+    with campaign(tmp_path / "a.db", bob="human") as store:
+        done = aggregate(store, "votes", MAJORITY)
+        snapshot = create_snapshot(store, "v1", spec(), tmp_path)
+    text = (snapshot.path / "rows.jsonl").read_text()
+    assert "bob" not in text
+    assert "comment" not in text
+    [record] = [r for r in load_snapshot(snapshot.path) if r.prompt.id == "p-a"]
+    assert record.kind == "human"
+    assert len(next(a for a in record.annotators if a != "ann")) == 12
+    assert {r.id for r in done.records} == {r.id for r in load_snapshot(snapshot.path)}
+
+
+@pytest.mark.parametrize(
+    ("options", "prompts"),
+    [
+        ({"ties": "drop"}, ["p-a", "p-c", "p-d"]),
+        ({"splits": ("test",)}, ["p-c"]),
+        ({"splits": ("train",), "ties": "drop"}, ["p-a", "p-d"]),
+    ],
+)
+def test_the_spec_chooses_the_rows(store, tmp_path, options, prompts):
+    snapshot = create_snapshot(store, "v1", spec(**options), tmp_path)
+    assert sorted(r.prompt.id for r in load_snapshot(snapshot.path)) == prompts
+    assert snapshot.manifest["rows"] == len(prompts)
+
+
+def test_the_manifest_says_what_is_inside(store, tmp_path):
+    manifest = create_snapshot(store, "v1", spec(), tmp_path).manifest
+    assert (manifest["rows"], manifest["votes"], manifest["ties"]) == (4, 8, 1)
+    assert manifest["splits"] == {"test": 1, "train": 3}
+    assert manifest["kinds"] == {"simulated": 4}
+    assert manifest["sources"][0]["params"]["method"] == "majority"
+    assert len(manifest["sources"][0]["guideline_sha256"]) == 1
+
+
+def test_a_changed_file_or_manifest_is_found(store, tmp_path):
+    path = create_snapshot(store, "v1", spec(), tmp_path).path
+    assert verify(path).n_rows == 4
+    rows, manifest = (path / "rows.jsonl").read_text(), (path / "manifest.json").read_text()
+    (path / "rows.jsonl").write_text(rows.replace('"p":1.0', '"p":0.9', 1))
+    with pytest.raises(StoreError, match=r"rows.jsonl was changed"):
+        load_snapshot(path)
+    (path / "rows.jsonl").write_text(rows)
+    (path / "manifest.json").write_text(manifest.replace('"rows": 4', '"rows": 5'))
+    with pytest.raises(StoreError, match=r"manifest.json was changed"):
+        verify(path)
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="damaged"):
+        verify(path)
+    (path / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"no manifest.json here"):
+        read_snapshot(path)
+
+
+def test_a_name_holds_one_data_set_for_ever(store, tmp_path):
+    first = create_snapshot(store, "v1", spec(), tmp_path)
+    assert create_snapshot(store, "v1", spec(), tmp_path).id == first.id
+    with pytest.raises(StoreError, match="snapshots never change; choose a new name"):
+        create_snapshot(store, "v1", spec(ties="drop"), tmp_path)
+    with pytest.raises(StoreError, match="use letters, digits"):
+        create_snapshot(store, "../v1", spec(), tmp_path)
+
+
+def test_votes_that_came_after_the_aggregation_are_not_left_out_silently(store, tmp_path):
+    create_snapshot(store, "v1", spec(), tmp_path)
+    card = undo(store, "votes", "bob")
+    with pytest.raises(StoreError, match="votes changed after they were aggregated; aggregate again"):
+        create_snapshot(store, "v2", spec(), tmp_path)
+    submit(store, card, Verdict(-2, active_ms=1000))
+    aggregate(store, "votes", MAJORITY)
+    second = create_snapshot(store, "v2", spec(), tmp_path, parent="v1")
+    found = diff(tmp_path / "v1", second.path)
+    task = card.completions[0].id[0]
+    assert found.added == found.removed == ()
+    assert len(found.relabelled) + len(found.changed) == (0 if ANSWERS[task][1] == -2 else 1)
+    assert second.manifest["parent"] == read_snapshot(tmp_path / "v1").sha256
+
+
+def test_diff_counts_rows_that_came_went_and_turned(store, tmp_path):
+    whole = create_snapshot(store, "whole", spec(), tmp_path).path
+    part = create_snapshot(store, "part", spec(ties="drop"), tmp_path).path
+    assert [len(x) for x in (diff(whole, part).added, diff(whole, part).removed)] == [0, 1]
+    assert [len(x) for x in (diff(part, whole).added, diff(part, whole).removed)] == [1, 0]
+
+
+def test_what_is_not_aggregated_is_not_frozen(store, tmp_path):
+    with pytest.raises(StoreError, match="not aggregated by 'ordinal' yet"):
+        create_snapshot(store, "v1", SPEC, tmp_path)
+    with pytest.raises(StoreError, match="project 'vote': not in the store; did you mean 'votes'"):
+        create_snapshot(store, "v1", SnapshotSpec(projects=("vote",)), tmp_path)
+
+
+def test_one_prompt_in_two_splits_is_refused(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        texts = {"p": ("Why?", "train"), "q": ("why?  ", "test")}
+        store.add_prompts([Prompt(k, (Message("user", w),), split=s) for k, (w, s) in texts.items()])
+        store.add_completions([Completion(k + s, k, (Message("assistant", s),)) for k in "pq" for s in "01"])
+        create_project(store, "votes")
+        add_annotators(store, ["ann"])
+        create_tasks(store, "votes", [("p0", "p1"), ("q0", "q1")], overlap=1)
+        while (card := claim(store, "votes", "ann")) is not None:
+            submit(store, card, Verdict(1))
+        aggregate(store, "votes", MAJORITY)
+        with pytest.raises(StoreError, match="put both in one split"):
+            create_snapshot(store, "v1", spec(), tmp_path)
