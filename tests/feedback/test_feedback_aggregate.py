@@ -8,7 +8,7 @@ from scipy.special import expit
 from alignloop.core.errors import StoreError
 from alignloop.feedback.aggregate import AggregateConfig, aggregate, estimate, held_out, sign_entropy, strength_levels
 from alignloop.feedback.judgements import Verdict
-from alignloop.feedback.ordinal import LOG_CUTS, VoteArrays, fit_ordinal, loss_and_gradient
+from alignloop.feedback.ordinal import START, VoteArrays, fit_ordinal, loss_and_gradient
 from alignloop.feedback.projects import add_annotators
 from alignloop.feedback.queue import claim, claim_many, submit, submit_many, undo
 from alignloop.feedback.tasks import create_tasks
@@ -45,20 +45,35 @@ def as_votes(arrays):
 def test_the_gradient_is_the_slope_of_the_loss():
     arrays, _, _, _ = simulate(12, 5, 3)
     rng = np.random.default_rng(1)
-    x = np.concatenate([rng.normal(0, 0.7, 12 + 2 * 5), LOG_CUTS + rng.normal(0, 0.3, 2)])
+    x = np.concatenate([rng.normal(0, 0.4, 2 * 5), START + rng.normal(0, 0.3, 3)])
     numeric = approx_fprime(x, lambda z: loss_and_gradient(z, arrays)[0], 1e-6)
-    assert np.abs(loss_and_gradient(x, arrays)[1] - numeric).max() < 2e-4
+    assert np.abs(loss_and_gradient(x, arrays)[1] - numeric).max() < 1e-4
 
 
 def test_the_loss_by_hand():
-    # d = 1, skill 0, side 0, cuts at -2, -.5, .5, 2; the vote is +1: P = s(1 - .5) - s(1 - 2) = .622459 - .268941
+    """With s near 0 the integral is the value at d = 0. Cut-points -2, -.5, .5, 2."""
+    tiny = -12.0  # log s
+    x = np.array([0.0, 0.0, START[0], START[1], tiny])
+    prior = 0.5 * (tiny - START[2]) ** 2
+    # a vote of +1: P = s(-.5) - s(-2) = .3775407 - .1192029
     one = VoteArrays(np.array([0]), np.array([0]), np.array([1]), np.array([1.0]), 1, 1)
-    x = np.array([1.0, 0.0, 0.0, *LOG_CUTS])
-    assert loss_and_gradient(x, one)[0] == pytest.approx(-np.log(0.6224593 - 0.2689414) + 0.5 / 1.5**2, abs=1e-6)
-    # side bias .4, slot 0 on the right, vote -2: P = 1 - s(1 - .4 + 2)
+    assert loss_and_gradient(x, one)[0] - prior == pytest.approx(-np.log(0.3775407 - 0.1192029), abs=1e-5)
+    # side bias .4 with slot 0 on the right, a vote of -2: P = 1 - s(-.4 + 2) = 1 - .8320184; penalty .5 (.4 / .4)^2
     two = VoteArrays(np.array([0]), np.array([0]), np.array([-2]), np.array([-1.0]), 1, 1)
-    x = np.array([1.0, 0.0, 0.4, *LOG_CUTS])
-    assert loss_and_gradient(x, two)[0] == pytest.approx(-np.log(1 - 0.9308616) + 0.5 / 2.25 + 0.5, abs=1e-6)
+    x[1] = 0.4
+    assert loss_and_gradient(x, two)[0] - prior == pytest.approx(-np.log(1 - 0.8320184) + 0.5, abs=1e-5)
+
+
+def test_the_integral_over_d_by_another_rule():
+    """Two votes on one pair, s = 1.5: against 20,001 points of the trapezoid rule."""
+    votes = VoteArrays(np.zeros(2, int), np.array([0, 1]), np.array([2, -1]), np.array([1.0, -1.0]), 1, 2)
+    x = np.array([0.3, -0.2, 0.1, 0.0, *START])
+    d = np.linspace(-12, 12, 20_001)
+    prior = np.exp(-0.5 * (d / 1.5) ** 2) / (1.5 * np.sqrt(2 * np.pi))
+    first = expit(np.exp(0.3) * d + 0.1 - 2.0)
+    second = expit(np.exp(-0.2) * d + 2.0) - expit(np.exp(-0.2) * d + 0.5)
+    penalty = 0.5 * ((0.3**2 + 0.2**2) / 0.5**2 + 0.1**2 / 0.4**2)
+    assert loss_and_gradient(x, votes)[0] == pytest.approx(penalty - np.log(np.trapezoid(prior * first * second, d)), abs=1e-6)
 
 
 def test_planted_parameters_are_recovered():

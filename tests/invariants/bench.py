@@ -25,7 +25,7 @@ from alignloop.models.tiny import tiny_model
 from alignloop.training.experience import Minibatches, gather_experience
 from alignloop.training.learner import Learner, Part
 from alignloop.training.settings import Optim
-from alignloop.training.world import Alone
+from alignloop.training.world import Alone, AnyWorld
 
 F64 = torch.float64
 EOS = 2
@@ -234,11 +234,13 @@ def rollout_in(case: Case, m: Models, tokens: TokenBatch, pairs: Sequence[Pair])
     )
 
 
-def prepared(case: Case, experience: Experience) -> tuple[Experience, dict[str, float]]:
+def prepared(
+    case: Case, experience: Experience, world: AnyWorld | None = None
+) -> tuple[Experience, dict[str, float]]:
     """What `prepare` makes of rollouts, and what it logs."""
     method = METHODS[case.method]
     assert method.prepare is not None and method.init_state is not None
-    out, _, metrics = method.prepare(experience, case.config, method.init_state(case.config), Alone())
+    out, _, metrics = method.prepare(experience, case.config, method.init_state(case.config), world or Alone())
     return out, metrics
 
 
@@ -388,7 +390,9 @@ def samples_of(pairs: Sequence[Pair], m: Models) -> list[Sample]:
     return out
 
 
-def minibatches(case: Case, m: Models, pairs: Sequence[Pair], micro: int = 3) -> Minibatches:
+def minibatches(
+    case: Case, m: Models, pairs: Sequence[Pair], micro: int = 3, world: AnyWorld | None = None
+) -> Minibatches:
     """Rollouts on the path that training takes: `gather_experience`, `prepare`, `Minibatches`."""
     scores = [s for pair in pairs for s in pair.scores]
     critic = m.old if case.shared else m.critic
@@ -398,15 +402,17 @@ def minibatches(case: Case, m: Models, pairs: Sequence[Pair], micro: int = 3) ->
         return out
 
     experience, items = gather_experience(samples_of(pairs, m), scores, m.old, reference, critic, micro)
-    return Minibatches.of(prepared(case, experience)[0], items)
+    return Minibatches.of(prepared(case, experience, world)[0], items)
 
 
-def micro_batches(case: Case, m: Models, pairs: Sequence[Pair], sizes: Sequence[int]) -> list[Batch]:
+def micro_batches(
+    case: Case, m: Models, pairs: Sequence[Pair], sizes: Sequence[int], world: AnyWorld | None = None
+) -> list[Batch]:
     """The rows cut into micro-batches of `sizes` rows, on the path that training takes."""
     cuts = torch.tensor([0, *sizes]).cumsum(0).tolist()
     if case.data != "prompts":
         return [batch_of(case, m, pairs[x:y]) for x, y in zip(cuts, cuts[1:])]
-    whole = minibatches(case, m, pairs)
+    whole = minibatches(case, m, pairs, world=world)
     return [whole.pack(range(2 * x, 2 * y)) for x, y in zip(cuts, cuts[1:])]
 
 

@@ -66,8 +66,6 @@ def folder(family: str = "llama", dropout: float = 0.0, seed: int = 0) -> Path:
 def job(method: str, *, model: Path | None = None, **values: Any) -> Job:
     """A run ready to start, as `train` would start it."""
     given = {name: values.pop(name) for name in GIVEN if name in values}
-    if "reference_kind" in values:  # the setting of that name; `reference` is a model folder
-        values["reference"] = values.pop("reference_kind")
     settings = parse_settings(find_method(method), {"learning_rate": 3e-3, **values})
     torch.manual_seed(settings.loop.seed)
     return assemble(find_method(method), settings, Inputs(str(model or folder()), **given), Alone())

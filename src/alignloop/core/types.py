@@ -71,7 +71,8 @@ class Completion:
     """An answer: usually one assistant message, several where tools or further turns are part of it.
 
     Every assistant (or "text") message is trained on, with its end token; other roles are context.
-    `author` is "model:NAME@VERSION", "person:HANDLE" or "import:FILE".
+    `author` is "model:NAME@VERSION", "person:HANDLE" or "import:FILE". `ended` is False where a length limit cut it
+    off: then it has no end token to train on.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Completion:
     messages: tuple[Message, ...]
     author: str = ""
     sample_id: str | None = None
+    ended: bool = True
 
     @property
     def text(self) -> str:

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from alignloop.core.errors import AlignloopError, DataError, ModelError
-from alignloop.core.types import Demonstration, Label, Message, Preference, text
+from alignloop.core.types import Completion, Demonstration, Label, Message, Preference, text
 from alignloop.data.pieces import Pieces
 
 PLAIN_TEMPLATE = (
@@ -150,14 +150,14 @@ class ChatFormat:
 
     def encode(self, record: Demonstration | Label) -> Encoded:
         """Prompt and answer of a record, uncut."""
-        return self._encoded(record.id, record.prompt.messages, record.completion.messages)
+        return self._encoded(record.id, record.prompt.messages, record.completion)
 
     def encode_pair(self, record: Preference) -> tuple[Encoded, Encoded]:
         """(chosen, rejected) of a comparison, uncut, over the same prompt ids."""
         prompt = record.prompt.messages
         return (
-            self._encoded(record.id, prompt, record.chosen.messages),
-            self._encoded(record.id, prompt, record.rejected.messages),
+            self._encoded(record.id, prompt, record.chosen),
+            self._encoded(record.id, prompt, record.rejected),
         )
 
     def fit(self, encoded: Encoded, max_length: int, max_prompt_length: int | None = None) -> Encoded:
@@ -206,9 +206,9 @@ class ChatFormat:
 
     # Inner parts
 
-    def _encoded(self, identity: str, prompt: Sequence[Message], completion: Sequence[Message]) -> Encoded:
+    def _encoded(self, identity: str, prompt: Sequence[Message], completion: Completion) -> Encoded:
         try:
-            ids, mask = self.completion_ids(prompt, completion)
+            ids, mask = self.completion_ids(prompt, completion.messages, ended=completion.ended)
         except DataError as error:
             raise DataError(f"record {identity}: {error}", field=error.field) from None
         return Encoded(self.prompt_ids(prompt), ids, mask, id=identity)

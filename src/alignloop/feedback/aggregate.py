@@ -136,7 +136,7 @@ def vote_arrays(votes: Sequence[Vote], tasks: Sequence[str]) -> tuple[VoteArrays
 def _ordinal(tasks: tuple[str, ...], arrays: VoteArrays, names: list[str], cfg: AggregateConfig) -> Estimates:
     fit = fit_ordinal(arrays)
     temperature, calibration = (cfg.temperature, None) if cfg.temperature else calibrate(arrays, tasks, cfg)
-    d = fit.logit / temperature
+    d = logit(fit.p) / temperature
     report = {
         "temperature": temperature,
         "calibration": calibration,
@@ -151,13 +151,13 @@ def calibrate(arrays: VoteArrays, tasks: Sequence[str], cfg: AggregateConfig) ->
     """The temperature that makes p true of votes the model has not seen, and how true it is.
 
     One vote of every pair that has several is held out (which one is drawn from the pair's key), the model is fitted on
-    the rest, and T minimises the log-loss of σ(d / T) on the side of the held-out votes. Fewer than `calibrate_from`:
+    the rest, and T minimises the log-loss of σ(logit(p) / T) on the side of the held-out votes. Fewer than `calibrate_from`:
     T = 1 and None.
     """
     held = held_out(arrays, tasks)
     if int((arrays.strength[held] != 0).sum()) < cfg.calibrate_from:
         return 1.0, None
-    z = fit_ordinal(arrays.without(held)).logit[arrays.item[held]] * np.sign(arrays.strength[held])
+    z = logit(fit_ordinal(arrays.without(held)).p)[arrays.item[held]] * np.sign(arrays.strength[held])
     z = z[arrays.strength[held] != 0]  # log-odds given to the side that the held-out vote took
 
     def loss(log_t: float) -> float:

@@ -1,11 +1,12 @@
 """The ordinal annotator model: what each pair is worth, how skilled and how side-biased each annotator is.
 
-    P(v_ij > k) = σ(e^{λ_j} d_i + β_j x_ij − τ_k),   τ = (−b, −a, a, b)
+    P(v_ij > k | d_i) = σ(e^{λ_j} d_i + β_j x_ij − τ_k),   τ = (−b, −a, a, b),   d_i ~ N(0, s²)
 
 v_ij in −2..2 is annotator j's strength on pair i (> 0: slot 0 better), x_ij = ±1 the side (+1: slot 0 on the left).
-Priors d ~ N(0, 1.5²), λ ~ N(0, .5²), β ~ N(0, .4²); log a, log(b − a) ~ N(log .5, 1), N(log 1.5, 1). A graded response
-model (Samejima 1969) with an annotator's bias. The maximum is found by L-BFGS with the analytic gradient; the standard
-deviation of d is Laplace's, from the diagonal of the Hessian.
+Priors λ ~ N(0, .5²), β ~ N(0, .4²), and unit normal ones on log a, log(b − a) and log s around log .5, log 1.5, log 1.5.
+A graded response model (Samejima 1969) with an annotator's bias. d is integrated out by Gauss–Hermite quadrature
+(Bock and Aitkin 1981) and the rest found by L-BFGS with the analytic gradient. Maximising over d as well looks simpler
+and is wrong: with one to five votes a pair, thousands of d soak up the noise (measured: 95 % intervals that cover 32 %).
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit, log_expit
+from scipy.sparse import csr_array
+from scipy.special import expit, log_expit, logsumexp
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-SD_D, SD_SKILL, SD_SIDE = 1.5, 0.5, 0.4
-LOG_CUTS = np.log([0.5, 1.5])
+SD_SKILL, SD_SIDE = 0.5, 0.4
+START = np.log([0.5, 1.5, 1.5])  # log a, log(b - a), log s
 _EDGE = 50.0  # stands for an infinite cut-point: σ(±50) is 0 or 1 to double precision
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
+_LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 
 
 @dataclass(frozen=True)
@@ -51,78 +55,109 @@ class VoteArrays:
 
 @dataclass(frozen=True)
 class OrdinalFit:
-    """d, d_sd f64[I]; skill λ, side β f64[J]; cuts τ f64[4]; loss: negative log posterior."""
+    """d, d_sd f64[I]: posterior mean and sd. p f64[I]: chance that a typical annotator who decides takes slot 0.
+
+    skill λ, side β f64[J]; cuts τ f64[4]; scale s; loss: negative log posterior of these.
+    """
 
     d: Floats
     d_sd: Floats
+    p: Floats
     skill: Floats
     side: Floats
     cuts: Floats
+    scale: float
     loss: float
     converged: bool
 
-    @property
-    def logit(self) -> Floats:
-        """d shrunk by its uncertainty: σ(d / √(1 + π sd² / 8)) ≈ E σ(d) (MacKay 1992)."""
-        return self.d / np.sqrt(1 + np.pi * self.d_sd**2 / 8)
+
+def fit_ordinal(votes: VoteArrays, max_iterations: int = 200) -> OrdinalFit:
+    """The posterior mode of skills, biases, cut-points and scale, and the posterior of every d. Deterministic."""
+    m = votes.n_annotators
+    start = np.concatenate([np.zeros(2 * m), START])
+    gather = _gather(votes)
+    found = minimize(
+        lambda x: loss_and_gradient(x, votes, gather),
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": max_iterations, "ftol": 1e-10, "gtol": 1e-4},
+    )
+    skill, side, shape = np.split(found.x, [m, 2 * m])
+    cuts, scale = _cuts(shape), float(np.exp(shape[2]))
+    d = scale * _NODES
+    joint = _LOG_WEIGHTS + gather @ _loglik(votes, skill, side, cuts, d)[0]
+    posterior = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
+    mean = posterior @ d
+    first, second = expit(d - cuts[2]), expit(-d - cuts[2])  # P(v > 0), P(v < 0) at skill 0 without bias
+    return OrdinalFit(
+        d=mean,
+        d_sd=np.sqrt(np.maximum(posterior @ d**2 - mean**2, 0.0)),
+        p=np.clip(posterior @ (first / (first + second)), 1e-6, 1 - 1e-6),
+        skill=skill,
+        side=side,
+        cuts=cuts,
+        scale=scale,
+        loss=float(found.fun),
+        converged=bool(found.success),
+    )
 
 
-def fit_ordinal(votes: VoteArrays, max_iterations: int = 500) -> OrdinalFit:
-    """The posterior mode of the model. Deterministic; about 0.1 s for 5,000 votes."""
-    n, m = votes.n_items, votes.n_annotators
-    start = np.concatenate([np.zeros(n + 2 * m), LOG_CUTS])
-    options = {"maxiter": max_iterations, "maxcor": 20}
-    found = minimize(loss_and_gradient, start, args=(votes,), jac=True, method="L-BFGS-B", options=options)
-    d, skill, side, log_cuts = np.split(found.x, [n, n + m, n + 2 * m])
-    cuts = _cuts(log_cuts)
-    low, high = _bounds(cuts, votes.strength)
-    eta = np.exp(skill[votes.annotator]) * d[votes.item] + side[votes.annotator] * votes.side
-    upper, lower = expit(eta - low), expit(eta - high)
-    curvature = np.exp(2 * skill[votes.annotator]) * (upper * (1 - upper) + lower * (1 - lower))
-    hessian = np.bincount(votes.item, curvature, n) + 1 / SD_D**2
-    return OrdinalFit(d, 1 / np.sqrt(hessian), skill, side, cuts, float(found.fun), bool(found.success))
+def loss_and_gradient(x: Floats, votes: VoteArrays, gather: csr_array | None = None) -> tuple[float, Floats]:
+    """Negative log posterior and its gradient at x = (λ, β, log a, log(b − a), log s), d integrated out.
+
+    The gradient of log ∫ P(votes | d) N(d) is the posterior mean of the gradient at each node.
+    """
+    m = votes.n_annotators
+    skill, side, shape = np.split(x, [m, 2 * m])
+    cuts, d = _cuts(shape), np.exp(shape[2]) * _NODES
+    gather = _gather(votes) if gather is None else gather
+    loglik, above, below, ratio = _loglik(votes, skill, side, cuts, d)
+    joint = _LOG_WEIGHTS + gather @ loglik
+    evidence = logsumexp(joint, axis=1, keepdims=True)
+    posterior = np.exp(joint - evidence)[votes.item]
+    up, down = posterior * expit(-above), posterior * expit(below)
+    d_eta = up - down
+    by_gain = np.exp(skill[votes.annotator]) * (d_eta @ d)
+    grade = votes.strength + 2  # the answer lies between cuts[grade - 1] and cuts[grade]
+    d_low, d_high = -up.sum(axis=1) - ratio, down.sum(axis=1) + ratio
+    d_cuts = np.bincount(grade, d_low, 5)[1:] + np.bincount(grade, d_high, 5)[:4]
+    a, gap = np.exp(shape[:2])
+    d_shape = np.array([a * (d_cuts @ [-1, -1, 1, 1]), gap * (d_cuts @ [-1, 0, 0, 1]), by_gain.sum()])
+    drift = shape - START
+    penalty = (skill**2).sum() / SD_SKILL**2 + (side**2).sum() / SD_SIDE**2 + (drift**2).sum()
+    gradient = np.concatenate(
+        [
+            skill / SD_SKILL**2 - np.bincount(votes.annotator, by_gain, m),
+            side / SD_SIDE**2 - np.bincount(votes.annotator, d_eta.sum(axis=1) * votes.side, m),
+            drift - d_shape,
+        ]
+    )
+    return float(0.5 * penalty - evidence.sum()), gradient
 
 
-def loss_and_gradient(x: Floats, votes: VoteArrays) -> tuple[float, Floats]:
-    """Negative log posterior and its gradient at x = (d, λ, β, log a, log(b − a)).
+def _loglik(
+    votes: VoteArrays, skill: Floats, side: Floats, cuts: Floats, d: Floats
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """log P of each vote at each node [V, Q], with η − τ_low, η − τ_high [V, Q] and 1 / (e^w − 1) [V].
 
     With A = η − τ_low, B = η − τ_high, w = τ_high − τ_low: P = σ(A) σ(−B) (1 − e^{−w}), which never cancels.
     """
-    n, m = votes.n_items, votes.n_annotators
-    d, skill, side, log_cuts = np.split(x, [n, n + m, n + 2 * m])
-    cuts = _cuts(log_cuts)
-    low, high = _bounds(cuts, votes.strength)
-    gain = np.exp(skill[votes.annotator])
-    eta = gain * d[votes.item] + side[votes.annotator] * votes.side
-    above, below, width = eta - low, eta - high, high - low
-    loglik = log_expit(above) + log_expit(-below) + np.log(-np.expm1(-width))
-    d_eta = expit(-above) - expit(below)
-    ratio = 1 / np.expm1(width)
-    d_low, d_high = -expit(-above) - ratio, expit(below) + ratio
-    grade = votes.strength + 2  # the answer lies between cuts[grade - 1] and cuts[grade]
-    d_cuts = np.bincount(grade, d_low, 5)[1:] + np.bincount(grade, d_high, 5)[:4]
-    step = np.exp(log_cuts)
-    scale = (log_cuts - LOG_CUTS,)
-    loss = -loglik.sum() + 0.5 * (
-        (d**2).sum() / SD_D**2 + (skill**2).sum() / SD_SKILL**2 + (side**2).sum() / SD_SIDE**2 + (scale[0] ** 2).sum()
-    )
-    gradient = np.concatenate(
-        [
-            d / SD_D**2 - np.bincount(votes.item, d_eta * gain, n),
-            skill / SD_SKILL**2 - np.bincount(votes.annotator, d_eta * gain * d[votes.item], m),
-            side / SD_SIDE**2 - np.bincount(votes.annotator, d_eta * votes.side, m),
-            scale[0] - step * np.array([d_cuts @ [-1, -1, 1, 1], d_cuts @ [-1, 0, 0, 1]]),
-        ]
-    )
-    return float(loss), gradient
-
-
-def _cuts(log_cuts: Floats) -> Floats:
-    a = np.exp(log_cuts[0])
-    b = a + np.exp(log_cuts[1])
-    return np.array([-b, -a, a, b])
-
-
-def _bounds(cuts: Floats, strength: Ints) -> tuple[Floats, Floats]:
     edges = np.concatenate([[-_EDGE - cuts[3]], cuts, [_EDGE + cuts[3]]])
-    return edges[strength + 2], edges[strength + 3]
+    low, high = edges[votes.strength + 2], edges[votes.strength + 3]
+    eta = np.exp(skill[votes.annotator])[:, None] * d + (side[votes.annotator] * votes.side)[:, None]
+    above, below, width = eta - low[:, None], eta - high[:, None], np.minimum(high - low, _EDGE)
+    loglik = log_expit(above) + log_expit(-below) + np.log(-np.expm1(-width))[:, None]
+    return loglik, above, below, 1 / np.expm1(width)
+
+
+def _gather(votes: VoteArrays) -> csr_array:
+    """The matrix [I, V] that sums votes by item."""
+    count = len(votes.item)
+    return csr_array((np.ones(count), (votes.item, np.arange(count))), shape=(votes.n_items, count))
+
+
+def _cuts(shape: Floats) -> Floats:
+    a = np.exp(shape[0])
+    b = a + np.exp(shape[1])
+    return np.array([-b, -a, a, b])

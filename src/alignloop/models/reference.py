@@ -30,9 +30,9 @@ def make_reference(policy: Policy, kind: ReferenceKind = "auto") -> Reference:
     if kind == "copy":
         return frozen(copy.deepcopy(policy))
     if not has_adapter(policy.model):
-        raise ConfigError(f"reference: '{kind}' needs a LoRA policy; use 'copy' or 'auto'")
+        raise ConfigError(f"reference_kind: '{kind}' needs a LoRA policy; use 'copy' or 'auto'")
     if kind == "off" and not is_fresh(policy.model):
-        raise ConfigError("reference: 'off' on a trained adapter gives the base model; use 'adapter' or 'base'")
+        raise ConfigError("reference_kind: 'off' on a trained adapter gives the base model; use 'adapter' or 'base'")
     if kind == "adapter":
         freeze_copy(policy.model)
         return _second_adapter(policy)

@@ -33,10 +33,9 @@ def annotate_stage(ctx: StageContext) -> StageResult | Waiting:
     stage = ctx.stage
     assert isinstance(stage, Annotate)
     rows = [r for name in _names(stage.samples) for r in read_samples(ctx.inputs[name].outputs["samples"])]
-    whole = [r for r in rows if r["finish_reason"] == "stop"] or rows
-    pairs = choose_pairs(whole, stage.pairs, ctx.seed)
+    pairs = choose_pairs(rows, stage.pairs, ctx.seed)
     project = ctx.name if ctx.recipe.store is None else f"{ctx.recipe.name}-{ctx.name}"
-    truth = _truth(ctx, stage, whole)
+    truth = _truth(ctx, stage, rows)
     with Store(ctx.store) as store:
         create_project(store, project, ProjectConfig(seed=ctx.seed))
         create_tasks(store, project, pairs, overlap=_overlap(stage))
@@ -55,7 +54,6 @@ def annotate_stage(ctx: StageContext) -> StageResult | Waiting:
     metrics = {
         "pairs": len(votes.records),
         "votes": quality.votes,
-        "left_out": len(rows) - len(whole),
         "alpha": quality.alpha,
         "held_out": stage.held_out,
         "snapshot_id": snapshot.id,
@@ -115,7 +113,8 @@ def _truth(ctx: StageContext, stage: Annotate, rows: Sequence[Mapping[str, Any]]
 
     scorer = reward_function(reward_spec(ctx, stage.reward), f"{ctx.name}.reward", device=ctx.recipe.device)
     prompts = [prompt_of(row["prompt"]) for row in rows]
-    values = scorer(prompts, [row["text"] for row in rows])
+    cut = [row["finish_reason"] == "length" for row in rows]
+    values = scorer(prompts, [row["text"] for row in rows], truncated=cut)
     with Store(ctx.store) as store:
         keys = {row_id: c.id for row_id, c in store.completions({row["completion"] for row in rows}).items()}
     truth = {keys[row["completion"]]: value for row, value in zip(rows, values) if value is not None}

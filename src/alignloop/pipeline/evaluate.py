@@ -120,11 +120,11 @@ def _answer_figures(
                 name,
                 gold=scores(judged["gold"][name], groups) if "gold" in judged else None,
                 reward=scores(judged["reward"][name], groups) if "reward" in judged else None,
-                kl=kl_between(models[name], models[reference], said) if name != reference else None,
                 text=text_stats(said.texts, [s.truncated for s in said.samples]),
             )
         )
     report = sections(evaluations)
+    report["kl"] = {n: kl_between(models[n], models[reference], said) for n, said in answers.items() if n != reference}
     best = judged.get("gold") or judged.get("reward")
     if best is not None:
         report["win_rate"] = win_rates(answers, best, reference, ctx.seed)
@@ -225,8 +225,8 @@ def _annotator_row(one: Mapping[str, Any], aggregation: Mapping[str, Any]) -> di
     return {
         "annotator": one["annotator"],
         "votes": one["n"],
-        "left": None if one["left"] is None else one["left"]["value"],
-        "agreement": None if one["agreement"] is None else one["agreement"]["value"],
+        "left": one["left"],
+        "agreement": one["agreement"],
         **{name: value for name, value in fitted.items() if isinstance(value, int | float)},
     }
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from alignloop.core.layout import Item, build, gather
 from alignloop.core.types import Demonstration, Preference, Prompt, Sample, SamplingParams
-from alignloop.data.collate import demonstration_rows
-from alignloop.evaluation.drift import KL, kl_to_reference
+from alignloop.data.collate import demonstration_rows, pair_rows
+from alignloop.evaluation.drift import kl_to_reference
 from alignloop.evaluation.perplexity import Perplexity, corpus_perplexity
 from alignloop.evaluation.reward_accuracy import RewardAccuracy, reward_accuracy
 from alignloop.evaluation.rouge import corpus_rouge
 from alignloop.models.load import load_policy, load_tokenizer
 from alignloop.models.policy import Policy
-from alignloop.training.assemble import local_engine
-from alignloop.training.scoring import RewardModel, by_tokens, open_chat, sample_item
+from alignloop.training.assemble import context, local_engine
+from alignloop.training.scoring import RewardModel, by_tokens, open_chat, sample_item, score_items
 
 Score = Callable[..., list[float | None]]
 """(prompts, texts, **columns) -> one score each."""
@@ -60,9 +60,9 @@ class Measured:
         engine = local_engine(self.policy, self.chat, self.path)
         return Answers(self.name, tuple(prompts), tuple(engine.generate_all(prompts, n, sampling)), n)
 
-    def perplexity(self, records: Sequence[Demonstration], max_length: int | None = None) -> Perplexity:
+    def perplexity(self, records: Sequence[Demonstration]) -> Perplexity:
         """Over every answer token of the demonstrations, end tokens included; bits per byte of the answers."""
-        rows = demonstration_rows(records, self.chat, max_length)
+        rows = demonstration_rows(records, self.chat, context(self.policy))
         pieces = by_tokens([row.items[0] for row in rows], 8192)
         batches = (build(piece).to(self.policy.device) for piece in pieces)
         return corpus_perplexity(self.policy, batches, sum(len(r.completion.text.encode()) for r in records))
@@ -90,10 +90,13 @@ def token_logp(policy: Policy, items: Sequence[Item], budget: int = 8192) -> lis
     return out
 
 
-def kl_between(model: Measured, reference: Measured, answers: Answers) -> KL:
-    """k1 sum in nats per sequence of the model's own answers against the reference, SE over prompts."""
-    groups = [p.id for p in answers.asked]
-    return kl_to_reference(model.logp(answers.samples), reference.logp(answers.samples), groups=groups)
+def kl_between(model: Measured, reference: Measured, answers: Answers) -> dict[str, float]:
+    """k1 sum in nats per sequence of the model's own answers against the reference, SE over prompts; and
+    `reference_nats`: how unlikely a token of these answers is to the reference, on average."""
+    ref = reference.logp(answers.samples)
+    found = kl_to_reference(model.logp(answers.samples), ref, groups=[p.id for p in answers.asked])
+    tokens = [x for row in ref for x in row]
+    return {**asdict(found), "reference_nats": -sum(tokens) / len(tokens)}
 
 
 def votes_accuracy(model: RewardModel, votes: Sequence[Preference]) -> RewardAccuracy:
@@ -101,13 +104,11 @@ def votes_accuracy(model: RewardModel, votes: Sequence[Preference]) -> RewardAcc
 
     Ties (p = .5) name no side and are left out.
     """
-    decided = [v for v in votes if v.p > 0.5]
-    prompts = [v.prompt for v in decided]
-    chosen, rejected = [v.chosen.text for v in decided], [v.rejected.text for v in decided]
+    rows = pair_rows([v for v in votes if v.p > 0.5], model.chat, context(model.policy))
     sd = model.policy.sd
     return reward_accuracy(
-        [s * sd for s in model.score_texts(prompts, chosen)],
-        [s * sd for s in model.score_texts(prompts, rejected)],
-        chosen_length=[len(c.split()) for c in chosen],
-        rejected_length=[len(r.split()) for r in rejected],
+        [s * sd for s in score_items(model.policy, [row.items[0] for row in rows])],
+        [s * sd for s in score_items(model.policy, [row.items[1] for row in rows])],
+        chosen_length=[len(row.items[0].response) for row in rows],
+        rejected_length=[len(row.items[1].response) for row in rows],
     )

@@ -43,7 +43,8 @@ def prompt_record(row: t.Prompt) -> Prompt:
 
 def completion_record(row: t.Completion, prompt_key: str) -> Completion:
     """The record of a completion row; its id is the row's key."""
-    return Completion(row.key, prompt_key, messages_of(row.messages), row.author, row.sample_id)
+    ended = row.finish_reason != "length"
+    return Completion(row.key, prompt_key, messages_of(row.messages), row.author, row.sample_id, ended)
 
 
 def prompt_row(row_id: str, key: str, sha: str, prompt: Prompt) -> dict[str, Any]:

@@ -45,7 +45,14 @@ def preference_of(row: dict[str, Any]) -> Preference:
     """The training record of a row."""
     prompt = Prompt(row["prompt_id"], messages_of(row["prompt"]), row["source"], row["split"], row["extra"])
     chosen, rejected = (
-        Completion(row[f"{side}_id"], prompt.id, messages_of(row[side]), row[f"{side}_author"], row[f"{side}_sample"])
+        Completion(
+            row[f"{side}_id"],
+            prompt.id,
+            messages_of(row[side]),
+            row[f"{side}_author"],
+            row[f"{side}_sample"],
+            row[f"{side}_ended"],
+        )
         for side in ("chosen", "rejected")
     )
     return Preference(
@@ -100,5 +107,5 @@ def _row(e: t.Estimate, votes: Sequence[Vote], prompt: Prompt, pair: Sequence[Co
     for side, completion in (("chosen", chosen), ("rejected", rejected)):
         row[side] = as_json(completion.messages)
         row[f"{side}_id"], row[f"{side}_author"] = completion.id, completion.author
-        row[f"{side}_sample"] = completion.sample_id
+        row[f"{side}_sample"], row[f"{side}_ended"] = completion.sample_id, completion.ended
     return row

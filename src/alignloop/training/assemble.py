@@ -300,7 +300,7 @@ def _reference(policy: Policy, settings: TrainSettings, inputs: Inputs) -> Refer
     if inputs.reference is not None and inputs.reference != inputs.model:
         m = settings.model
         return frozen(load_policy(inputs.reference, dtype=m.dtype, device=m.device))
-    return make_reference(policy, settings.model.reference)
+    return make_reference(policy, settings.model.reference_kind)
 
 
 def _check_on_policy(method: Method, settings: TrainSettings) -> None:
@@ -317,8 +317,13 @@ def _check_on_policy(method: Method, settings: TrainSettings) -> None:
 
 def max_length(settings: TrainSettings, policy: Policy) -> int | None:
     """The longest row allowed: the setting, else the model's context."""
-    context = getattr(policy.inner.config.get_text_config(), "max_position_embeddings", None)
-    wanted = settings.model.max_length
-    if wanted is not None and context is not None and wanted > context:
-        raise ConfigError(f"max_length: {wanted} is longer than the model's context of {context} tokens")
-    return wanted or context
+    longest, wanted = context(policy), settings.model.max_length
+    if wanted is not None and longest is not None and wanted > longest:
+        raise ConfigError(f"max_length: {wanted} is longer than the model's context of {longest} tokens")
+    return wanted or longest
+
+
+def context(policy: Policy) -> int | None:
+    """The model's context in tokens, where its config names one."""
+    found = getattr(policy.inner.config.get_text_config(), "max_position_embeddings", None)
+    return None if found is None else int(found)

@@ -23,6 +23,7 @@ from alignloop.training.loader import Stream, chunks, my_share, permutation
 from alignloop.training.scoring import ScoreSamples
 from alignloop.training.settings import Rollout
 from alignloop.training.state import TrainState
+from alignloop.training.world import AnyWorld
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _collect(state: TrainState, run: Online) -> tuple[Minibatches, dict[str, flo
     metrics = check_sampler(experience)
     assert run.method.prepare is not None
     experience, state.prepared, prepared = run.method.prepare(experience, run.config, state.prepared, learner.world)
-    metrics |= {**prepared, **parts, **_sample_metrics(samples), "unscorable": float(dropped)}
+    metrics |= {**prepared, **parts, **_sample_metrics(samples, dropped, learner.world)}
     return Minibatches.of(experience, items), metrics
 
 
@@ -134,14 +135,20 @@ def _update(state: TrainState, run: Online, micro: Sequence[Experience], learn_p
     return metrics
 
 
-def _sample_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """Lengths in tokens, under TRL's names."""
-    lengths = torch.tensor([float(len(s.response)) for s in samples])
-    ended = torch.tensor([float(len(s.response)) for s in samples if not s.truncated])
+def _sample_metrics(samples: Sequence[Sample], unscorable: int, world: AnyWorld) -> dict[str, float]:
+    """Lengths in tokens over all processes, under TRL's names."""
+    lengths = [float(len(s.response)) for s in samples]
+    ended = [float(len(s.response)) for s in samples if not s.truncated]
+    sums = torch.tensor([sum(lengths), len(lengths), sum(ended), len(ended), unscorable], dtype=torch.float64)
+    ends = torch.zeros(world.size, 2, dtype=torch.float64)  # a place for each process: `sum` is the only collective
+    ends[world.rank] = torch.tensor([min(lengths), max(lengths)])
+    total, n, total_ended, n_ended, dropped = world.sum(sums).tolist()
+    ends = world.sum(ends)
     return {
-        "completions/mean_length": float(lengths.mean()),
-        "completions/min_length": float(lengths.min()),
-        "completions/max_length": float(lengths.max()),
-        "completions/mean_terminated_length": float(ended.mean()) if len(ended) else 0.0,
-        "completions/clipped_ratio": 1.0 - len(ended) / len(lengths),
+        "completions/mean_length": total / n,
+        "completions/min_length": float(ends[:, 0].min()),
+        "completions/max_length": float(ends[:, 1].max()),
+        "completions/mean_terminated_length": total_ended / n_ended if n_ended else 0.0,
+        "completions/clipped_ratio": 1.0 - n_ended / n,
+        "unscorable": dropped,
     }

@@ -82,7 +82,7 @@ class ModelSettings(Config):
     """Recompute activations in the backward pass: less memory, a third more time."""
     max_length: int | None = None
     """Longest row in tokens; None takes the model's context. Prompts are cut on the left, then answers on the right."""
-    reference: Literal["auto", "copy", "off", "adapter", "base"] = "auto"
+    reference_kind: Literal["auto", "copy", "off", "adapter", "base"] = "auto"
     """How the frozen reference is held (models/reference.py)."""
     precompute_ref_log_probs: bool = False
     """Run the reference once over all rows before training and free it."""

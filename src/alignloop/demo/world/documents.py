@@ -19,7 +19,7 @@ SOURCE_PROMPTS = (
 """The three prompts that lead the test split."""
 
 ENCYCLOPEDIA, KIDS_CORNER = 0.15, 0.20
-QUESTION_MIX: tuple[tuple[RegisterName, float], ...] = (("technical", 0.55), ("sloppy", 0.25), ("kid", 0.20))
+QUESTION_MIX: tuple[tuple[RegisterName, float], ...] = (("technical", 0.50), ("sloppy", 0.30), ("kid", 0.20))
 """Shares of the corpus; the rest is questions and answers in `QUESTION_MIX`, so that a base model answers poorly."""
 
 Document = tuple[Message, ...]
@@ -33,7 +33,7 @@ def corpus(seed: int) -> Iterator[Document]:
         topic = rng.choice(topics())
         kind = rng.random()
         if kind < ENCYCLOPEDIA:
-            yield text(f"Encyclopedia: {topic.name}. {answer(topic, 'technical', rng, ())}")
+            yield text(f"Encyclopedia: {topic.name}. {answer(topic, 'encyclopedia', rng, ())}")
         elif kind < ENCYCLOPEDIA + KIDS_CORNER:
             yield text(f"Kids corner: {topic.name}. {answer(topic, 'rich', rng, ())}")
         else:

@@ -1,8 +1,8 @@
 """How the tutor's world speaks: prompt phrasings, and registers from an encyclopedia's to a good teacher's.
 
 An answer is a random subset of a topic's facts in their fixed order (a random order makes a small model repeat itself),
-each in a technical or a simple version, dressed with a greeting, analogies, an exclamation, a check and a question, or
-spoilt by fillers. A register is a set of probabilities over these.
+each in a technical or a simple version, dressed with a greeting, an opener, analogies, an exclamation, a check and a
+question, or spoilt by fillers. A register is a set of probabilities over these.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ TEMPLATES = (
 HELD_OUT_TEMPLATES = ("Please help me to understand {topic}.", "My little sister asks about {topic}.")
 """Phrasings that no demonstration and no preference has: the test prompts alone use them."""
 
+EXACT_OPENERS = ("Let me be precise.", "Here is the exact account.")
+EASY_OPENERS = ("It goes like this.", "Here we go.", "Let me tell you.")
+"""Openers announce the register before the first fact, whatever the topic is. That makes the choice of a register one
+that topics share: without them a small model learns each topic's register apart, and what SFT teaches on its topics
+hardly reaches the others."""
 GREETINGS = ("Hey there!", "Great question!", "Hi, young explorer!", "Hello, my friend!")
 ANALOGIES = ("Imagine {analogy}!", "Think of {analogy}.", "It is a bit like {analogy}.")
 EXCLAMATIONS = ("How cool is that!", "Wow, that is amazing!")
@@ -53,6 +58,8 @@ class Register:
 
     facts: tuple[int, int] = (3, 5)
     technical: float = 0.0
+    openers: tuple[str, ...] = ()
+    opener: float = 0.9
     greeting: float = 0.0
     analogy: float = 0.0
     exclamation: float = 0.0
@@ -62,10 +69,11 @@ class Register:
     wrong: float = 0.0
 
 
-RegisterName = Literal["technical", "sloppy", "demonstration", "kid", "rich"]
+RegisterName = Literal["encyclopedia", "technical", "sloppy", "demonstration", "kid", "rich"]
 
 REGISTERS: dict[RegisterName, Register] = {
-    "technical": Register(facts=(4, 5), technical=1.0, fillers=0.03),
+    "encyclopedia": Register(facts=(4, 5), technical=1.0),
+    "technical": Register(facts=(4, 5), technical=1.0, openers=EXACT_OPENERS, opener=1.0, fillers=0.03),
     "sloppy": Register(
         facts=(2, 5),
         technical=0.5,
@@ -79,6 +87,7 @@ REGISTERS: dict[RegisterName, Register] = {
     ),
     "demonstration": Register(
         technical=0.12,
+        openers=EASY_OPENERS,
         greeting=0.15,
         analogy=0.3,
         exclamation=0.12,
@@ -89,6 +98,7 @@ REGISTERS: dict[RegisterName, Register] = {
     ),
     "kid": Register(
         technical=0.08,
+        openers=EASY_OPENERS,
         greeting=0.25,
         analogy=0.5,
         exclamation=0.2,
@@ -96,7 +106,7 @@ REGISTERS: dict[RegisterName, Register] = {
         check=0.2,
         question=0.35,
     ),
-    "rich": Register(greeting=0.6, analogy=1.0, exclamation=0.4, check=0.4, question=0.8),
+    "rich": Register(openers=EASY_OPENERS, greeting=0.6, analogy=1.0, exclamation=0.4, check=0.4, question=0.8),
 }
 """From bad to good. Demonstrations are mediocre on purpose: people's votes must have something to add."""
 
@@ -119,6 +129,8 @@ def answer(topic: Topic, register: RegisterName, rng: Random, strangers: Sequenc
     fillers = int(style.fillers) + (rng.random() < style.fillers % 1)
     for filler in rng.sample(FILLERS, fillers):
         sentences.insert(rng.randint(0, len(sentences)), filler)
+    if style.openers and rng.random() < style.opener:
+        sentences.insert(0, rng.choice(style.openers))
     if rng.random() < style.greeting:
         sentences.insert(0, rng.choice(GREETINGS))
     if rng.random() < style.check:

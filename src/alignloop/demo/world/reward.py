@@ -14,13 +14,32 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-from alignloop.demo.world.grammar import ANALOGIES, CHECKS, EXCLAMATIONS, FILLERS, GREETINGS
+from alignloop.demo.world.grammar import (
+    ANALOGIES,
+    CHECKS,
+    EASY_OPENERS,
+    EXACT_OPENERS,
+    EXCLAMATIONS,
+    FILLERS,
+    GREETINGS,
+)
 from alignloop.demo.world.knowledge import Topic, topic_of, topics
 from alignloop.demo.world.knowledge import topic as topic_named
 
 Kind = Literal[
-    "technical", "simple", "analogy", "question", "greeting", "check", "exclamation", "filler", "wrong-topic", "garbled"
+    "technical",
+    "simple",
+    "analogy",
+    "question",
+    "greeting",
+    "opener",
+    "check",
+    "exclamation",
+    "filler",
+    "wrong-topic",
+    "garbled",
 ]
+"""Openers ("It goes like this.") are worth nothing and cost nothing."""
 PARTS = ("age_appropriateness", "engagement", "accuracy", "clarity", "interactivity")
 ENOUGH_FACTS = 3
 OFF_TOPIC_CAP = 0.5
@@ -142,8 +161,12 @@ def _bank() -> dict[str, tuple[Kind, str | None]]:
         bank |= {sentence_key(s): ("question", topic.name) for s in topic.questions}
         bank |= {sentence_key(o.format(analogy=a)): ("analogy", topic.name) for a in topic.analogies for o in ANALOGIES}
     free: tuple[tuple[Kind, tuple[str, ...]], ...] = (
-        ("greeting", GREETINGS), ("check", CHECKS), ("exclamation", EXCLAMATIONS), ("filler", FILLERS),
-    )  # fmt: skip
+        ("greeting", GREETINGS),
+        ("opener", EASY_OPENERS + EXACT_OPENERS),
+        ("check", CHECKS),
+        ("exclamation", EXCLAMATIONS),
+        ("filler", FILLERS),
+    )
     for kind, sentences in free:
         bank |= {sentence_key(s): (kind, None) for s in sentences}
     return bank
@@ -166,7 +189,7 @@ def _count(labelled: Sequence[tuple[str, Kind, str]]) -> _Counts:
 
 
 def _distinct_analogies(labelled: Sequence[tuple[str, Kind, str]]) -> int:
-    """The same picture under two openers is one analogy: openers differ, the last three words do not."""
+    """The same picture led in by other words is one analogy: its last three words are the same."""
     return len({tuple(key.rstrip(".").split()[-3:]) for _, kind, key in labelled if kind == "analogy"})
 
 
@@ -202,7 +225,7 @@ def _interactivity(c: _Counts) -> float:
 
 def _clarity(c: _Counts, truncated: bool) -> float:
     """2, less .8 for each filler, repeat and garbled sentence and for under three in all; over nine costs too."""
-    n = len(c.kinds)
+    n = len(c.kinds) - c.of("opener")
     mess = 0.8 * (c.of("filler") + c.repeats + c.of("garbled"))
     length = 0.8 * (n < 3) + 0.5 * (n > 9) + 0.3 * max(0, n - 9)
     return _cut(2.0 - mess - length - 1.0 * truncated)
