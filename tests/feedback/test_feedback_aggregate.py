@@ -73,19 +73,22 @@ def test_the_integral_over_d_by_another_rule():
     first = expit(np.exp(0.3) * d + 0.1 - 2.0)
     second = expit(np.exp(-0.2) * d + 2.0) - expit(np.exp(-0.2) * d + 0.5)
     penalty = 0.5 * ((0.3**2 + 0.2**2) / 0.5**2 + 0.1**2 / 0.4**2)
-    assert loss_and_gradient(x, votes)[0] == pytest.approx(penalty - np.log(np.trapezoid(prior * first * second, d)), abs=1e-6)
+    assert loss_and_gradient(x, votes)[0] == pytest.approx(
+        penalty - np.log(np.trapezoid(prior * first * second, d)), abs=1e-6
+    )
 
 
 def test_planted_parameters_are_recovered():
     arrays, d, skill, side = simulate(1500, 20, 5, seed=2, spammers=0)
     fit = fit_ordinal(arrays)
     assert fit.converged
-    assert np.corrcoef(fit.d, d)[0, 1] > 0.85
+    assert np.corrcoef(fit.d, d)[0, 1] > 0.8
     assert np.corrcoef(fit.side, side)[0, 1] > 0.9
-    assert np.corrcoef(fit.skill, skill)[0, 1] > 0.6
-    assert fit.cuts == pytest.approx([-2.0, -0.4, 0.4, 2.0], rel=0.2)
-    within = np.abs(fit.d - d) < 1.96 * fit.d_sd
-    assert 0.88 < within.mean() < 0.99
+    assert np.corrcoef(fit.skill, skill)[0, 1] > 0.85
+    assert fit.cuts == pytest.approx([-2.0, -0.4, 0.4, 2.0], rel=0.08)
+    assert fit.scale == pytest.approx(1.2, rel=0.15)
+    within = np.abs(fit.d - d) < 1.96 * fit.d_sd  # what a mode over d as well would miss: it covers a third
+    assert 0.93 < within.mean() < 0.97
 
 
 def test_a_spammer_is_found_unskilled():
@@ -99,9 +102,11 @@ def test_swapping_the_slots_mirrors_the_fit():
     mirrored = VoteArrays(arrays.item, arrays.annotator, -arrays.strength, -arrays.side, 60, 6)
     a, b = fit_ordinal(arrays), fit_ordinal(mirrored)
     assert np.abs(a.d + b.d).max() < 1e-3
+    assert np.abs(a.p + b.p - 1).max() < 1e-3
     assert np.abs(a.side - b.side).max() < 1e-3
 
 
+@pytest.mark.filterwarnings("error")
 def test_votes_without_ties_or_strengths_still_fit():
     arrays, _, _, _ = simulate(200, 8, 3)
     binary = VoteArrays(arrays.item, arrays.annotator, np.where(arrays.strength > 0, 1, -1), arrays.side, 200, 8)
@@ -125,16 +130,16 @@ def test_the_ordinal_model_beats_majority(overlap):
             right[method] = np.where(p == 0.5, 0.5, (p > 0.5) == (d > 0))[clear].mean()
         assert right["ordinal"] > right["majority"]
         gains.append(right["ordinal"] - right["mean_strength"])
-    assert np.mean(gains) > -0.005
+    assert np.mean(gains) > 0.005
 
 
 def test_the_temperature_makes_p_true_of_votes_not_seen():
-    arrays, d, _, _ = simulate(3000, 20, 3, seed=5)
+    arrays, d, _, _ = simulate(3000, 20, 3, seed=5, spammers=0)
     result = estimate(as_votes(arrays), AggregateConfig())
     found = result.report["calibration"]
     assert found["n"] > 2000
     assert found["log_loss"] <= found["log_loss_uncalibrated"] + 1e-9
-    assert found["ece"] < 0.04
+    assert found["ece"] < 0.03
     # fresh votes of typical annotators agree with the chosen side as often as p says
     rng = np.random.default_rng(6)
     fresh = d + rng.logistic(size=3000)
@@ -142,10 +147,10 @@ def test_the_temperature_makes_p_true_of_votes_not_seen():
     chosen = np.where(result.p >= 0.5, 1, -1)
     p = np.maximum(result.p, 1 - result.p)[decided]
     right = (np.sign(fresh) == chosen)[decided]
-    assert abs(p.mean() - right.mean()) < 0.05
-    for low, high in ((0.5, 0.65), (0.65, 0.8), (0.8, 1.0)):
+    assert abs(p.mean() - right.mean()) < 0.03
+    for low, high in ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8)):
         inside = (p >= low) & (p < high)
-        assert abs(p[inside].mean() - right[inside].mean()) < 0.09
+        assert abs(p[inside].mean() - right[inside].mean()) < 0.05
 
 
 def test_one_vote_of_every_shared_pair_is_held_out_whatever_the_order():
@@ -198,7 +203,7 @@ def test_records_ties_margins_and_disputes(store, pairs):
             0: {"ann": 2, "bob": 1, "cy": 0},  # mean 1: margin 1.5
             1: {"ann": 0, "bob": 0, "cy": 0},  # a tie
             2: {"ann": -2, "bob": -2, "cy": 1},  # slot 1; mean -1; entropy .918: disputed
-            3: {"ann": 1, "bob": -1, "cy": 0},  # undecided, not a tie
+            3: {"ann": 1, "bob": -1, "cy": 0},  # undecided, not a tie; entropy 1: disputed
         },
     )
     done = aggregate(store, "votes", AggregateConfig(method="mean_strength"))
@@ -211,7 +216,7 @@ def test_records_ties_margins_and_disputes(store, pairs):
     assert len(records["p0"].annotators) == 3
     with store.read() as session:
         facts = {e.task_id: (e.tie, e.disputed, e.n_votes) for e in session.query(t.Estimate)}
-    assert sorted(facts.values()) == [(False, False, 3), (False, False, 3), (False, True, 3), (True, False, 3)]
+    assert sorted(facts.values()) == [(False, False, 3), (False, True, 3), (False, True, 3), (True, False, 3)]
     kept = aggregate(store, "votes", AggregateConfig(method="mean_strength"), ties="drop").records
     assert {r.prompt.id for r in kept} == {"p0", "p2", "p3"}
     assert [r.id for r in done.records] == sorted(r.id for r in done.records)

@@ -68,7 +68,8 @@ def job(method: str, *, model: Path | None = None, **values: Any) -> Job:
     given = {name: values.pop(name) for name in GIVEN if name in values}
     settings = parse_settings(find_method(method), {"learning_rate": 3e-3, **values})
     torch.manual_seed(settings.loop.seed)
-    return assemble(find_method(method), settings, Inputs(str(model or folder()), **given), Alone())
+    out = Path(tempfile.mkdtemp(dir=root()))
+    return assemble(find_method(method), settings, Inputs(str(model or folder()), **given), out, Alone())
 
 
 def run(method: str, **values: Any) -> tuple[Job, list[dict[str, float]]]:

@@ -151,8 +151,8 @@ def calibrate(arrays: VoteArrays, tasks: Sequence[str], cfg: AggregateConfig) ->
     """The temperature that makes p true of votes the model has not seen, and how true it is.
 
     One vote of every pair that has several is held out (which one is drawn from the pair's key), the model is fitted on
-    the rest, and T minimises the log-loss of σ(logit(p) / T) on the side of the held-out votes. Fewer than `calibrate_from`:
-    T = 1 and None.
+    the rest, and T minimises the log-loss of σ(logit(p) / T) on the side of the held-out votes. With fewer than
+    `calibrate_from` of these, T = 1 and None.
     """
     held = held_out(arrays, tasks)
     if int((arrays.strength[held] != 0).sum()) < cfg.calibrate_from:

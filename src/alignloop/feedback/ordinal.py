@@ -3,10 +3,10 @@
     P(v_ij > k | d_i) = σ(e^{λ_j} d_i + β_j x_ij − τ_k),   τ = (−b, −a, a, b),   d_i ~ N(0, s²)
 
 v_ij in −2..2 is annotator j's strength on pair i (> 0: slot 0 better), x_ij = ±1 the side (+1: slot 0 on the left).
-Priors λ ~ N(0, .5²), β ~ N(0, .4²), and unit normal ones on log a, log(b − a) and log s around log .5, log 1.5, log 1.5.
-A graded response model (Samejima 1969) with an annotator's bias. d is integrated out by Gauss–Hermite quadrature
-(Bock and Aitkin 1981) and the rest found by L-BFGS with the analytic gradient. Maximising over d as well looks simpler
-and is wrong: with one to five votes a pair, thousands of d soak up the noise (measured: 95 % intervals that cover 32 %).
+Priors λ ~ N(0, .5²), β ~ N(0, .4²), unit normal ones on log a, log(b − a), log s around log .5, log 1.5, log 1.5. A
+graded response model (Samejima 1969) with an annotator's bias. d is integrated out by Gauss–Hermite quadrature (Bock
+and Aitkin 1981), the rest found by L-BFGS with the analytic gradient. Maximising over d as well looks simpler and is
+wrong: with one to five votes a pair, thousands of d soak up the noise (measured: 95 % intervals that cover 32 %).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class SimulatedAnnotator(Config):
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a slip of the finger: the two sides exchanged."""
     spam: Literal["none", "random", "left", "right"] = "none"
-    """A spammer does not read: answers at random, or always the same side."""
+    """A spammer does not read: answers at random or always the same side, in seconds, but takes no more than a share."""
     words_per_minute: float = Field(250.0, gt=0)
     """Reading speed, which sets the time per card."""
 
@@ -146,10 +146,10 @@ def judge(annotator: SimulatedAnnotator, card: Card, difference: float, seed: in
     else:
         strength = card.item_frame(1 if annotator.spam == "left" else -1)
     words = len(card.prompt.text.split()) + sum(len(c.text.split()) for c in card.completions)
-    reading = 60 * words / annotator.words_per_minute if annotator.spam == "none" else 1.0
-    seconds = (1.5 + reading) * math.exp(0.6 * (pace - 0.5))
-    active = round(1000 * seconds)
-    return Verdict(strength=strength, active_ms=active, wall_ms=active)
+    mood = 1000 * math.exp(0.6 * (pace - 0.5))
+    wall = mood * (1.5 + 60 * words / annotator.words_per_minute)
+    active = wall if annotator.spam == "none" else 2.5 * mood  # the card stays open as long, but is not read
+    return Verdict(strength=strength, active_ms=round(active), wall_ms=round(wall))
 
 
 def annotate(
@@ -184,7 +184,7 @@ def annotate(
             differences[card.task] = truth[first.id] - truth[second.id]
         verdicts = [judge(annotators[who], card, differences[card.task], seed) for card in cards]
         judgements += len(submit_many(store, list(zip(cards, verdicts)), ui="sim"))
-        heapq.heappush(clock, (at + sum(v.active_ms or 0 for v in verdicts), who))
+        heapq.heappush(clock, (at + sum(v.wall_ms or 0 for v in verdicts), who))
     unfilled = progress(store, project)["open"]
     return Simulation(judgements, unfilled, time.perf_counter() - began, truth, differences)
 

@@ -19,6 +19,7 @@ from alignloop.pipeline.inputs import model_id, model_path, prompt_row, read_sam
 from alignloop.pipeline.runner import StageContext, StageFunction, StageResult
 from alignloop.pipeline.spec import Generate, Train
 from alignloop.pipeline.work import preflight
+from alignloop.rollout.shards import read_shard
 from alignloop.store.store import Store
 
 __all__ = ["STAGES", "preflight"]
@@ -82,6 +83,8 @@ def _record_model(ctx: StageContext, stage: Train, path: Path) -> None:
             name=ctx.name,
             stage=stage.method,
         )
+        for step, shard in enumerate(sorted(ctx.folder.glob("rollouts/rank-*/*.jsonl"))):
+            store.add_shard(run, shard, n_samples=len(read_shard(shard)), version=step)
         store.finish_run(run)
 
 

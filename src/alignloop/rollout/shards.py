@@ -76,6 +76,14 @@ def shards(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("rollouts-*.jsonl"))
 
 
+def forget_from(folder: str | Path, number: int) -> None:
+    """Delete shards `number`, number + 1, ...: those of steps that a resumed run will do again."""
+    for path in shards(folder):
+        if int(path.stem.split("-")[1]) >= number:
+            path.unlink()
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
 def read_shard(path: str | Path) -> list[Sample]:
     """The samples of one shard, exactly as written. Raises DataError on a missing, foreign or damaged file."""
     path = Path(path)

@@ -31,6 +31,7 @@ from alignloop.models.reference import Reference, frozen, make_reference
 from alignloop.rewards.load import load_scorer
 from alignloop.rewards.model import RewardModelScorer
 from alignloop.rollout.local import LocalEngine
+from alignloop.rollout.shards import ShardWriter, forget_from
 from alignloop.training.fit import Watch
 from alignloop.training.learner import Learner
 from alignloop.training.loader import Stream, offline_stream
@@ -85,16 +86,18 @@ class Job:
     watch: Watch | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     normalise: Callable[[], None] = lambda: None
-    after_resume: Callable[[], None] = lambda: None
+    begin: Callable[[], None] = lambda: None
+    """Called once the state stands where the run starts: at its beginning, or at a checkpoint."""
 
 
-def assemble(method: Method, settings: TrainSettings, inputs: Inputs, world: AnyWorld) -> Job:
-    """The run that `method` needs: offline for fixed data, online for prompts."""
+def assemble(method: Method, settings: TrainSettings, inputs: Inputs, folder: Path, world: AnyWorld) -> Job:
+    """The run that `method` needs: offline for fixed data, online for prompts (whose rollouts are kept in `folder`)."""
     wanted = "prompts" if method.data == "prompts" else "data"
     if getattr(inputs, wanted) is None:
         raise ConfigError(f"method {method.name} needs {wanted}: give {method.data} (a file, a hub id or records)")
-    build = _online_job if method.data == "prompts" else _offline_job
-    return build(method, settings, inputs, world)
+    if method.data == "prompts":
+        return _online_job(method, settings, inputs, folder, world)
+    return _offline_job(method, settings, inputs, world)
 
 
 def _offline_job(method: Method, settings: TrainSettings, inputs: Inputs, world: AnyWorld) -> Job:
@@ -152,7 +155,7 @@ def normalise(policy: Policy, rows: Sequence[Row], notes: dict[str, Any], most: 
     notes["normalised_on"] = {"answers": len(items), "raw_mean": mean, "raw_sd": sd}
 
 
-def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, world: AnyWorld) -> Job:
+def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, folder: Path, world: AnyWorld) -> Job:
     _check_on_policy(method, settings)
     tokenizer = load_tokenizer(inputs.model)
     chat = open_chat(inputs.model, tokenizer, append_eos=settings.model.append_eos)
@@ -167,10 +170,19 @@ def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, world: 
     )
     reference = _reference(policy, settings, inputs) if "ref" in method.needs else None
     engine = local_engine(policy, chat, inputs.model, slots=rollout.slots)
+    shards = ShardWriter(folder / "rollouts" / f"rank-{world.rank}")
     run = Online(
-        method, settings.method, rollout, stream, engine, score, reference,
-        settings.loop.per_device_train_batch_size, settings.loop.seed,
-    )  # fmt: skip
+        method=method,
+        config=settings.method,
+        rollout=rollout,
+        prompts=stream,
+        engine=engine,
+        score=score,
+        reference=reference,
+        micro=settings.loop.per_device_train_batch_size,
+        seed=settings.loop.seed,
+        keep=shards.write,
+    )
     total = stream.steps
     updates = max(1, (total - rollout.value_pretraining_steps) * run.updates_per_step)
     critic = None
@@ -194,7 +206,12 @@ def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, world: 
         )
     notes |= {"prompts": len(prompts)}
     job = Job(state, total, lambda: online(state, run, total), tokenizer, chat, watch, notes)
-    job.after_resume = lambda: engine.load(None, state.version)
+
+    def begin() -> None:
+        engine.load(None, state.version)
+        forget_from(shards.folder, state.step)
+
+    job.begin = begin
     return job
 
 

@@ -6,7 +6,7 @@ steps, so no rollout is ever in hand when one is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ from alignloop.training.world import AnyWorld
 class Online:
     """What an online run consists of besides its moving state.
 
-    prompts: prompts of each step over all processes; micro: sequences of one forward pass.
+    prompts: prompts of each step over all processes; micro: sequences of one forward pass; keep: called with the
+    samples of every step, once each (rollout shards).
     """
 
     method: Method
@@ -42,6 +43,7 @@ class Online:
     reference: Reference | None
     micro: int
     seed: int
+    keep: Callable[[Sequence[Sample]], object] = lambda samples: None
 
     @property
     def updates_per_step(self) -> int:
@@ -78,6 +80,7 @@ def _collect(state: TrainState, run: Online) -> tuple[Minibatches, dict[str, flo
     learner = state.learner
     prompts = my_share(run.prompts.at(state.step), learner.world)
     samples = _draw(run, prompts, state.step)
+    run.keep(samples)
     by_id = {p.id: p for p in prompts}
     scores, parts = run.score([by_id[s.prompt_id] for s in samples], samples)
     kept, values, dropped = drop_unscorable(samples, scores)

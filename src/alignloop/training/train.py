@@ -1,9 +1,10 @@
 """`train(method, ...)`: from names of models and data to a trained model in a folder. The facade over the two drivers.
 
-output_dir/model/          the result, a Hugging Face folder
-output_dir/metrics.jsonl   one line a step
-output_dir/checkpoints/    what a killed run continues from
-output_dir/train.json      settings as resolved, data, parents, versions, how it ended
+    output_dir/model/          the result, a Hugging Face folder
+    output_dir/metrics.jsonl   one line a step
+    output_dir/checkpoints/    what a killed run continues from
+    output_dir/rollouts/       what an online method sampled, a shard a step
+    output_dir/train.json      settings as resolved, data, parents, versions, how it ended
 """
 
 from __future__ import annotations
@@ -106,10 +107,10 @@ def train(
         return done
     _set_threads(parsed, folder, world)
     torch.manual_seed(parsed.loop.seed + world.rank)
-    job = assemble(chosen, parsed, inputs, world)
+    job = assemble(chosen, parsed, inputs, folder, world)
     if resume(job.state, folder / "checkpoints"):
         log.info("continuing %s at step %d of %d", folder, job.state.step, job.total)
-        job.after_resume()
+    job.begin()
     return _run(job, chosen, parsed, inputs, folder, world, show)
 
 
