@@ -45,7 +45,7 @@ def as_votes(arrays):
 def test_the_gradient_is_the_slope_of_the_loss():
     arrays, _, _, _ = simulate(12, 5, 3)
     rng = np.random.default_rng(1)
-    x = np.concatenate([rng.normal(0, 0.4, 2 * 5), START + rng.normal(0, 0.3, 3)])
+    x = np.concatenate([rng.normal(0, 0.4, 3 * 5), START + rng.normal(0, 0.3, 3)])
     numeric = approx_fprime(x, lambda z: loss_and_gradient(z, arrays)[0], 1e-6)
     assert np.abs(loss_and_gradient(x, arrays)[1] - numeric).max() < 1e-4
 
@@ -53,7 +53,7 @@ def test_the_gradient_is_the_slope_of_the_loss():
 def test_the_loss_by_hand():
     """With s near 0 the integral is the value at d = 0. Cut-points -2, -.5, .5, 2."""
     tiny = -12.0  # log s
-    x = np.array([0.0, 0.0, START[0], START[1], tiny])
+    x = np.array([0.0, 0.0, 0.0, START[0], START[1], tiny])
     prior = 0.5 * (tiny - START[2]) ** 2
     # a vote of +1: P = s(-.5) - s(-2) = .3775407 - .1192029
     one = VoteArrays(np.array([0]), np.array([0]), np.array([1]), np.array([1.0]), 1, 1)
@@ -62,12 +62,15 @@ def test_the_loss_by_hand():
     two = VoteArrays(np.array([0]), np.array([0]), np.array([-2]), np.array([-1.0]), 1, 1)
     x[1] = 0.4
     assert loss_and_gradient(x, two)[0] - prior == pytest.approx(-np.log(1 - 0.8320184) + 0.5, abs=1e-5)
+    # and with cut-points twice as wide: P = 1 - s(-.4 + 4) = 1 - .9734030; penalty .5 (.693147 / .5)^2 more
+    x[2] = np.log(2)
+    assert loss_and_gradient(x, two)[0] - prior == pytest.approx(-np.log(1 - 0.9734030) + 0.5 + 0.960906, abs=1e-5)
 
 
 def test_the_integral_over_d_by_another_rule():
     """Two votes on one pair, s = 1.5: against 20,001 points of the trapezoid rule."""
     votes = VoteArrays(np.zeros(2, int), np.array([0, 1]), np.array([2, -1]), np.array([1.0, -1.0]), 1, 2)
-    x = np.array([0.3, -0.2, 0.1, 0.0, *START])
+    x = np.array([0.3, -0.2, 0.1, 0.0, 0.0, 0.0, *START])
     d = np.linspace(-12, 12, 20_001)
     prior = np.exp(-0.5 * (d / 1.5) ** 2) / (1.5 * np.sqrt(2 * np.pi))
     first = expit(np.exp(0.3) * d + 0.1 - 2.0)

@@ -102,13 +102,14 @@ def _item(prompt: Sequence[int], length: int, seed: int, *, ended: bool = True, 
 
 
 def rows() -> list[Pair]:
-    """Five comparisons, ragged; two of one prompt, one answer cut at the limit, one with an observation inside."""
+    """Five comparisons, ragged; two of one prompt (apart, so that packing changes the order), one answer cut at the
+    limit, one with an observation inside."""
     a, b, c, d = (7, 9, 11), (5, 6, 7, 8, 9), (33,), (3, 1, 4, 1, 5, 9, 26, 5)
     return [
         Pair(_item(a, 4, 1), _item(a, 7, 2), 1.0, 0.5, 1.0, (1.0, -1.0)),
         Pair(_item(b, 2, 3), _item(b, 6, 4, ended=False), 0.75, 0.2, 2.0, (0.3, 0.2)),
-        Pair(_item(b, 9, 5), _item(b, 3, 6), 0.5, 0.3, 1.0, (-0.4, 0.9)),
         Pair(_item(c, 1, 7), _item(c, 5, 8), 0.9, 0.0, 0.5, (2.0, 0.0)),
+        Pair(_item(b, 9, 5), _item(b, 3, 6), 0.5, 0.3, 1.0, (-0.4, 0.9)),
         Pair(_item(d, 7, 9, hole=True), _item(d, 3, 10), 1.0, 1.0, 1.0, (0.7, 0.1)),
     ]
 
@@ -391,7 +392,7 @@ def samples_of(pairs: Sequence[Pair], m: Models) -> list[Sample]:
 
 
 def minibatches(
-    case: Case, m: Models, pairs: Sequence[Pair], micro: int = 3, world: AnyWorld | None = None
+    case: Case, m: Models, pairs: Sequence[Pair], micro: int = 7, world: AnyWorld | None = None
 ) -> Minibatches:
     """Rollouts on the path that training takes: `gather_experience`, `prepare`, `Minibatches`."""
     scores = [s for pair in pairs for s in pair.scores]

@@ -68,8 +68,10 @@ def job(method: str, *, model: Path | None = None, **values: Any) -> Job:
     given = {name: values.pop(name) for name in GIVEN if name in values}
     settings = parse_settings(find_method(method), {"learning_rate": 3e-3, **values})
     torch.manual_seed(settings.loop.seed)
-    out = Path(tempfile.mkdtemp(dir=root()))
-    return assemble(find_method(method), settings, Inputs(str(model or folder()), **given), out, Alone())
+    place = Path(tempfile.mkdtemp(dir=root()))
+    ready = assemble(find_method(method), settings, Inputs(str(model or folder()), **given), place, Alone())
+    ready.begin()
+    return ready
 
 
 def run(method: str, **values: Any) -> tuple[Job, list[dict[str, float]]]:

@@ -517,7 +517,6 @@ MUTANTS = [
     Mutant("value of the state after the action", _values_of_the_action, **_bench(properties.shift_alignment, PPO)),
     Mutant("score at the last column, table", _score_at_last_column, **_bench(properties.shift_alignment, "reward")),
     Mutant("mask includes the prompt", _rebuilt(_prompt_masked_in), **_bench(properties.shift_alignment, "sft")),
-    Mutant("gradient at a place too late", _rebuilt(_prev_moved(1)), **_bench(properties.eos_is_an_action, "sft")),
     Mutant("end token masked out", _rebuilt(_eos_masked_out), **_bench(properties.eos_is_an_action, "dpo")),
     Mutant("mask goes on after the end", _rebuilt(_after_eos_masked_in), **_bench(properties.after_eos_noise, "sft")),
     Mutant("RM reads after the end", _rebuilt(_after_eos_masked_in), **_bench(properties.after_eos_noise, "reward")),

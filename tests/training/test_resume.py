@@ -26,14 +26,27 @@ INSTANTS = (
 
 COMMON: dict[str, Any] = {"save_every": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 4, "show": False}
 RUNS: dict[str, dict[str, Any]] = {
-    "sft": {"data": toys.demonstrations(), "num_train_epochs": 1, "lora": {"r": 4, "dropout": 0.1}, "validation_fraction": 0.2,
-            "eval_steps": 2, "early_stopping_patience": 9},
-    "reward": {"data": toys.preferences(), "num_train_epochs": 1},
-    "dpo": {"data": toys.preferences(), "num_train_epochs": 1, "gradient_accumulation_steps": 1},
-    "ppo": {"prompts": toys.prompts(), "reward": toys.count_x, "max_steps": 6, "rollout_batch_size": 8,
-            "max_completion_length": 6, "num_ppo_epochs": 2, "num_mini_batches": 2,
-            "kl": {"controller": "adaptive"}, "shaping": {"normalise": "running"}},
-}  # fmt: skip
+    "sft": {
+        "data": toys.demonstrations(),
+        "lora": {"r": 4, "dropout": 0.1},
+        "validation_fraction": 0.2,
+        "eval_steps": 2,
+        "early_stopping_patience": 9,
+    },
+    "reward": {"data": toys.preferences()},
+    "dpo": {"data": toys.preferences()},
+    "ppo": {
+        "prompts": toys.prompts(),
+        "reward": toys.count_x,
+        "max_steps": 6,
+        "rollout_batch_size": 8,
+        "max_completion_length": 6,
+        "num_ppo_epochs": 2,
+        "num_mini_batches": 2,
+        "kl": {"controller": "adaptive"},
+        "shaping": {"normalise": "running"},
+    },
+}
 
 
 def _kill() -> None:

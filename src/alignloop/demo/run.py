@@ -47,6 +47,7 @@ def run_demo(out: Path, seed: int, fast: bool) -> Path:
 def finish_report(out: Path, report: Path, answers: Path, command: str) -> Path:
     """The run's report with this world's own figures, written to `out` with every promised key."""
     from alignloop.evaluation.report import read_report, write_report
+    from alignloop.pipeline.state import read_status
 
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     judged = [(row, gold(row["prompt"]["extra"]["topic"], row["text"], row["truncated"])) for row in rows]
@@ -54,19 +55,37 @@ def finish_report(out: Path, report: Path, answers: Path, command: str) -> Path:
     own = world_figures(judged)
     for name, entry in own.pop("gold").items():
         data["gold"][name] = {**data["gold"][name], **entry}
-    title = "A tutor for ten-year-olds: the whole loop"
-    data |= {**own, "title": title, "command": command, "gold_max": 10.0}
+    stages = {row.name: row.state.seconds for row in read_status(out).stages}
+    data |= {**own, "stages": stages, "seconds": sum(stages.values()), "command": command, "gold_max": 10.0, **WORDS}
     return write_report(data, out)
+
+
+WORDS = {
+    "title": "A tutor for ten-year-olds: the whole loop",
+    "summary": (
+        "A tiny language model learns to explain things to a ten-year-old: first from mediocre demonstrations, then "
+        "from the votes of twenty simulated people, of whom two answer at random and four favour the left side."
+    ),
+    "notes": [
+        "Gold is a known reward of this small world. The simulated people go by it; no training ever reads it.",
+        "The topics shown here were never seen in demonstrations, votes or policy optimisation. The base model has "
+        "read about them, in good registers and bad: training re-weights what it knows and adds no knowledge.",
+        "The world speaks a closed grammar, so that gold is exact. A correct paraphrase would count as garbled.",
+    ],
+}
+"""What the page says that no figure does."""
 
 
 def world_figures(judged: list[tuple[Mapping[str, Any], Gold]]) -> dict[str, Any]:
     """Gold in parts, faulty sentences per answer, and sentences marked by kind, for every model."""
     by_model: dict[str, list[Gold]] = {}
     marked: dict[str, dict[str, list[list[str]]]] = {}
+    texts: dict[str, dict[str, str]] = {}
     for row, found in judged:
         by_model.setdefault(row["model"], []).append(found)
-        first = marked.setdefault(row["prompt"]["messages"][-1]["content"], {})
-        first.setdefault(row["model"], [[sentence, kind] for sentence, kind in found.sentences])
+        prompt = row["prompt"]["messages"][-1]["content"]
+        marked.setdefault(prompt, {}).setdefault(row["model"], [[s, kind] for s, kind in found.sentences])
+        texts.setdefault(prompt, {}).setdefault(row["model"], row["text"])
     return {
         "gold": {name: {"parts": _parts(found)} for name, found in by_model.items()},
         "readability": {
@@ -76,7 +95,8 @@ def world_figures(judged: list[tuple[Mapping[str, Any], Gold]]) -> dict[str, Any
             }
             for name, found in by_model.items()
         },
-        "samples_marked": dict(list(marked.items())[:12]),
+        "samples": {prompt: texts[prompt] for prompt in list(marked)[:12]},
+        "samples_marked": {prompt: marked[prompt] for prompt in list(marked)[:12]},
     }
 
 

@@ -241,7 +241,10 @@ def sign_entropy(strengths: Sequence[int]) -> float:
 
 
 def _annotators(fit: OrdinalFit, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    return {n: {"skill": float(fit.skill[j]), "left_bias": float(fit.side[j])} for j, n in enumerate(names)}
+    return {
+        name: {"skill": float(fit.skill[j]), "left_bias": float(fit.side[j]), "habit": float(fit.habit[j])}
+        for j, name in enumerate(names)
+    }
 
 
 def _plain(value: Any) -> Any:
