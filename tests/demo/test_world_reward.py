@@ -117,6 +117,13 @@ def test_registers_are_ordered_and_leave_headroom() -> None:
     assert means["rich"] > means["demonstration"] + 1.5
 
 
+def test_openers_are_free() -> None:
+    judged = gold("magnets", f"Hey there! It goes like this. {FACTS}")
+    assert [kind for _, kind in judged.sentences[:2]] == ["greeting", "opener"]
+    assert judged.parts == gold("magnets", f"Hey there! {FACTS}").parts
+    assert gold("magnets", "Here we go. Magnets can pull things made of iron.").parts["clarity"] == pytest.approx(1.2)
+
+
 def test_style_without_content_earns_little() -> None:
     flattery = (
         "Great question! Imagine an invisible hand that grabs nails! Think of two friends who hug or turn away. "

@@ -87,7 +87,7 @@ def test_planted_parameters_are_recovered():
     assert fit.converged
     assert np.corrcoef(fit.d, d)[0, 1] > 0.8
     assert np.corrcoef(fit.side, side)[0, 1] > 0.9
-    assert np.corrcoef(fit.skill, skill)[0, 1] > 0.85
+    assert np.corrcoef(fit.skill, skill)[0, 1] > 0.8
     assert fit.cuts == pytest.approx([-2.0, -0.4, 0.4, 2.0], rel=0.08)
     assert fit.scale == pytest.approx(1.2, rel=0.15)
     within = np.abs(fit.d - d) < 1.96 * fit.d_sd  # what a mode over d as well would miss: it covers a third
@@ -98,6 +98,25 @@ def test_a_spammer_is_found_unskilled():
     arrays, _, _, _ = simulate(1500, 20, 3, seed=4, spammers=3)
     skill = fit_ordinal(arrays).skill
     assert set(np.argsort(skill)[:3]) == {0, 1, 2}
+
+
+def test_someone_who_shouts_at_random_is_not_skilled_where_nobody_else_votes():
+    """Four pairs in five have one vote; annotator 0 says -2, -1, 1 or 2 at random. Habit takes the shouting up."""
+    arrays, _, _, _ = simulate(2000, 10, 3, seed=7, spammers=0)
+    keep = (np.arange(6000) % 3 == 0) | (arrays.item < 400)
+    rng = np.random.default_rng(8)
+    strength = np.where(arrays.annotator == 0, rng.choice([-2, -1, 1, 2], 6000), arrays.strength)
+    shouted = VoteArrays(arrays.item, arrays.annotator, strength, arrays.side, 2000, 10).without(~keep)
+    fit = fit_ordinal(shouted)
+    assert np.argmin(fit.skill) == np.argmin(fit.habit) == 0
+    assert fit.skill[0] < fit.skill[1:].min() - 0.2
+
+
+def test_a_fit_from_a_near_start_is_the_same():
+    arrays, _, _, _ = simulate(200, 8, 3)
+    cold = fit_ordinal(arrays)
+    warm = fit_ordinal(arrays, near=cold)
+    assert np.abs(warm.p - cold.p).max() < 1e-3
 
 
 def test_swapping_the_slots_mirrors_the_fit():

@@ -235,9 +235,7 @@ def rollout_in(case: Case, m: Models, tokens: TokenBatch, pairs: Sequence[Pair])
     )
 
 
-def prepared(
-    case: Case, experience: Experience, world: AnyWorld | None = None
-) -> tuple[Experience, dict[str, float]]:
+def prepared(case: Case, experience: Experience, world: AnyWorld | None = None) -> tuple[Experience, dict[str, float]]:
     """What `prepare` makes of rollouts, and what it logs."""
     method = METHODS[case.method]
     assert method.prepare is not None and method.init_state is not None

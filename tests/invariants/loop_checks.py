@@ -166,7 +166,9 @@ def kl_is_positive() -> None:
 def metrics_are_honest() -> None:
     """40: what is logged of a rollout can be recomputed from the tensors that the update was made from."""
     kept: list[tuple[online.Minibatches, dict[str, float]]] = []
-    ready = loop.job("ppo", **loop.PPO | {"max_steps": 3, "kl": {"controller": "adaptive", "horizon": 50}}, dtype="float64")
+    ready = loop.job(
+        "ppo", **loop.PPO | {"max_steps": 3, "kl": {"controller": "adaptive", "horizon": 50}}, dtype="float64"
+    )
     collect = online._collect
 
     def spy(state: Any, run: Any) -> Any:

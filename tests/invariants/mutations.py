@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignloop.algorithms import ppo
+from alignloop.algorithms import dpo, ppo
 from alignloop.core import layout
 from alignloop.core.batch import TokenBatch, per_sequence
 from alignloop.models import adapters, policy, reference
@@ -211,6 +211,17 @@ def _values_of_the_action(patch: Patch) -> None:
     patch.setattr(Policy, "_values", after)
 
 
+def _hidden_randomness(patch: Patch) -> None:
+    """A number that depends on torch's global random state."""
+    token_logp = policy.token_logp
+
+    def noisy(*given: Any, **how: Any) -> Any:
+        logp, entropy = token_logp(*given, **how)
+        return logp * (1 + 1e-6 * torch.randn_like(logp)), entropy
+
+    patch.setattr(policy, "token_logp", noisy)
+
+
 def _narrow_logp(patch: Patch) -> None:
     """A log-softmax in the type of the logits."""
     token_logp = policy.token_logp
@@ -226,16 +237,16 @@ def _narrow_logp(patch: Patch) -> None:
 
 
 def _head_of_the_living(patch: Patch) -> None:
-    """A copied reference that still projects through the policy's own LM head."""
-    heads: dict[int, Any] = {}
-    plain = Policy._project
+    """A copied reference that still projects through the policy's own LM head: a closure is not copied."""
+    init = Policy.__init__
 
-    def project(self: Policy, hidden: Tensor) -> Tensor:
-        head = heads.setdefault(id(self._after_head), self.inner.get_output_embeddings())
-        return self._after_head(head(hidden)) if self._after_head else plain(self, hidden)
+    def closed(self: Policy, *given: Any, **how: Any) -> None:
+        init(self, *given, **how)
+        if not self.scalar:
+            head = self.inner.get_output_embeddings()
+            self._project = lambda hidden: head(hidden)  # type: ignore[method-assign]
 
-    patch.setattr(Policy, "_project", project)
-    patch.setattr(policy._AfterHead, "__deepcopy__", lambda self, memo: self, raising=False)
+    patch.setattr(Policy, "__init__", closed)
 
 
 def _reference_is_base(patch: Patch) -> None:
@@ -246,6 +257,11 @@ def _reference_is_base(patch: Patch) -> None:
 
     plain = reference.make_reference
     patch.setattr(references, "make_reference", make)
+
+
+def _reference_left_out(patch: Patch) -> None:
+    """DPO against nothing."""
+    patch.setattr(dpo, "_reference", lambda batch: torch.zeros_like(batch.ref))
 
 
 def _reference_in_training_mode(patch: Patch) -> None:
@@ -260,8 +276,9 @@ def _reference_in_training_mode(patch: Patch) -> None:
 
 def _reference_is_the_policy(patch: Patch) -> None:
     """No copy: the anchor moves with what it should hold."""
-    patch.setattr(reference.copy, "deepcopy", lambda x: x)
-    patch.setattr(reference, "frozen", lambda live: lambda tokens, want: live(tokens, want))
+    patch.setattr(
+        loop_checks, "make_reference", lambda live, kind: torch.no_grad()(lambda tokens, want: live(tokens, want))
+    )
 
 
 def _second_adapter_learns(patch: Patch) -> None:
@@ -536,6 +553,9 @@ MUTANTS = [
     Mutant("experience carries gradients", _gradients_through_experience, **_bench(properties.no_gradient_leaks, PPO)),
     Mutant("entropy bonus detached", _detached_entropy, **_bench(properties.finite_differences, PPO)),
     Mutant("recomputed with other neighbours", _checkpointing_forgets_dropout_rng, **_bench(properties.gradient_checkpointing)),
+    Mutant("prompt in the mask", _rebuilt(_prompt_masked_in), **_bench(properties.prompt_contributes_nothing, "dpo")),
+    Mutant("reference left out", _reference_left_out, **_bench(properties.at_the_start, "dpo")),
+    Mutant("hidden randomness", _hidden_randomness, **_bench(properties.repeated, "sft")),
     Mutant("KL turned round", _kl_turned_round, **_loop(loop_checks.kl_is_positive)),
     Mutant("temperature left out by the trainer", _no_temperature, **_loop(loop_checks.sampler_agrees)),
     Mutant("dropout while learning", _dropout_while_learning, **_loop(loop_checks.ratio_one_in_the_loop)),

@@ -113,8 +113,10 @@ def prompt_contributes_nothing(case: Case, family: str = "llama") -> None:
     """9: gradients enter at the places that predict an action (scores: at the last one) and nowhere else, and nothing
     that stands outside the mask is read."""
     m, pairs = bench.models(case, family), bench.rows()
+    actions = sum(sum(item.mask) for item in bench.items_of_rows(pairs))
     for layout in LAYOUTS:
         batch = bench.batch_of(case, m, pairs, layout)
+        assert int(tokens_of(batch).mask.sum()) == actions, "a loss reads tokens that are no actions"
         for name, (policy, objective) in _trained(case, m).items():
             grad = hidden_gradient(policy, objective, batch, case.config)
             reached = grad.abs().sum(-1) > 0

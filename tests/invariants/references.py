@@ -194,7 +194,9 @@ def accumulation_is_the_big_batch() -> None:
     values = loop.PPO
     runs = []
     for micro in (8, 3):
-        ready, _ = loop.run("ppo", model=loop.folder("gpt2"), **values | {"per_device_train_batch_size": micro}, dtype="float64")
+        ready, _ = loop.run(
+            "ppo", model=loop.folder("gpt2"), **values | {"per_device_train_batch_size": micro}, dtype="float64"
+        )
         runs.append(loop.weights(ready.state.learner.policy))
     for key, p in runs[1].items():
         torch.testing.assert_close(runs[0][key], p, rtol=0, atol=1e-9)

@@ -93,7 +93,9 @@ def test_an_adapter_is_a_peft_folder(family: str, tmp_path: Path) -> None:
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 16, "LORA")
     by_hand = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
     torch.testing.assert_close(theirs(by_hand), ours(policy), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(theirs(AutoPeftModelForCausalLM.from_pretrained(folder)), ours(policy), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        theirs(AutoPeftModelForCausalLM.from_pretrained(folder)), ours(policy), rtol=1e-5, atol=1e-5
+    )
     again = load_policy(folder)
     assert torch.equal(ours(again), ours(policy))
     assert again.trainable() and len(again.trainable()) == len(load_policy(base, lora=Lora(r=4)).trainable())
@@ -128,7 +130,9 @@ def test_a_reward_model_or_critic_starts_from_an_adapter(tmp_path: Path) -> None
     one, two = (init_scalar(path, seed=5) for path in (sft, whole))
     torch.testing.assert_close(one(batch, {"scores"}).scores, two(batch, {"scores"}).scores, rtol=1e-5, atol=1e-5)
     assert len(one.trainable()) == len(two.trainable()), "all of a full model trains"
-    assert all("lora_" in n or "score" in n for n, p in init_scalar(sft, lora=Lora(r=2)).named_parameters() if p.requires_grad)
+    assert all(
+        "lora_" in n or "score" in n for n, p in init_scalar(sft, lora=Lora(r=2)).named_parameters() if p.requires_grad
+    )
 
 
 def test_offset_and_scale_make_the_round_trip(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def vote_arrays(votes: Sequence[Vote], tasks: Sequence[str]) -> tuple[VoteArrays
 
 def _ordinal(tasks: tuple[str, ...], arrays: VoteArrays, names: list[str], cfg: AggregateConfig) -> Estimates:
     fit = fit_ordinal(arrays)
-    temperature, calibration = (cfg.temperature, None) if cfg.temperature else calibrate(arrays, tasks, cfg)
+    temperature, calibration = (cfg.temperature, None) if cfg.temperature else calibrate(arrays, tasks, cfg, fit)
     d = logit(fit.p) / temperature
     report = {
         "temperature": temperature,
@@ -147,7 +147,9 @@ def _ordinal(tasks: tuple[str, ...], arrays: VoteArrays, names: list[str], cfg: 
     return Estimates(tasks, expit(d), d, fit.d_sd / temperature, report)
 
 
-def calibrate(arrays: VoteArrays, tasks: Sequence[str], cfg: AggregateConfig) -> tuple[float, dict[str, float] | None]:
+def calibrate(
+    arrays: VoteArrays, tasks: Sequence[str], cfg: AggregateConfig, fit: OrdinalFit
+) -> tuple[float, dict[str, float] | None]:
     """The temperature that makes p true of votes the model has not seen, and how true it is.
 
     One vote of every pair that has several is held out (which one is drawn from the pair's key), the model is fitted on
@@ -157,7 +159,7 @@ def calibrate(arrays: VoteArrays, tasks: Sequence[str], cfg: AggregateConfig) ->
     held = held_out(arrays, tasks)
     if int((arrays.strength[held] != 0).sum()) < cfg.calibrate_from:
         return 1.0, None
-    z = logit(fit_ordinal(arrays.without(held)).p)[arrays.item[held]] * np.sign(arrays.strength[held])
+    z = logit(fit_ordinal(arrays.without(held), fit).p)[arrays.item[held]] * np.sign(arrays.strength[held])
     z = z[arrays.strength[held] != 0]  # log-odds given to the side that the held-out vote took
 
     def loss(log_t: float) -> float:

@@ -4,10 +4,11 @@
 
 v_ij in −2..2 is annotator j's strength on pair i (> 0: slot 0 better), x_ij = ±1 the side (+1: slot 0 on the left).
 κ is how sparing j is with strong words; without it, someone who shouts at random passes for skilled wherever nobody
-else has voted. Priors λ ~ N(0, .5²), β ~ N(0, .4²), κ ~ N(0, .5²), unit normal ones on log a, log(b − a), log s around log .5, log 1.5, log 1.5. A
-graded response model (Samejima 1969) with an annotator's bias. d is integrated out by Gauss–Hermite quadrature (Bock
-and Aitkin 1981), the rest found by L-BFGS with the analytic gradient. Maximising over d as well looks simpler and is
-wrong: with one to five votes a pair, thousands of d soak up the noise (measured: 95 % intervals that cover 32 %).
+else has voted. Priors λ ~ N(0, .5²), β ~ N(0, .4²), κ ~ N(0, .5²), unit normal ones on log a, log(b − a), log s around
+log .5, log 1.5, log 1.5. A graded response model (Samejima 1969) with an annotator's habits. d is integrated out by
+Gauss–Hermite quadrature (Bock and Aitkin 1981), the rest found by L-BFGS with the analytic gradient. Maximising over d
+as well looks simpler and is wrong: with one to five votes a pair, thousands of d soak up the noise (measured: 95 %
+intervals that cover 32 %).
 """
 
 from __future__ import annotations
@@ -73,10 +74,16 @@ class OrdinalFit:
     converged: bool
 
 
-def fit_ordinal(votes: VoteArrays, max_iterations: int = 200) -> OrdinalFit:
-    """The posterior mode of skills, biases, cut-points and scale, and the posterior of every d. Deterministic."""
+def fit_ordinal(votes: VoteArrays, near: OrdinalFit | None = None, max_iterations: int = 200) -> OrdinalFit:
+    """The posterior mode of skills, biases, habits, cut-points and scale, and the posterior of every d.
+
+    near: a fit of much the same votes to start from, which saves half the time. Deterministic.
+    """
     m = votes.n_annotators
     start = np.concatenate([np.zeros(3 * m), START])
+    if near is not None:
+        shape = np.log([near.cuts[2], near.cuts[3] - near.cuts[2], near.scale])
+        start = np.concatenate([near.skill, near.side, near.habit, shape])
     gather = _gather(votes)
     found = minimize(
         lambda x: loss_and_gradient(x, votes, gather),

@@ -49,7 +49,7 @@ class SimulatedAnnotator(Config):
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a slip of the finger: the two sides exchanged."""
     spam: Literal["none", "random", "left", "right"] = "none"
-    """A spammer does not read: answers at random or always the same side, in seconds, but takes no more than a share."""
+    """A spammer does not read: answers at random or always the same side, at once, but takes its share only."""
     words_per_minute: float = Field(250.0, gt=0)
     """Reading speed, which sets the time per card."""
 

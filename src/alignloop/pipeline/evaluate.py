@@ -110,7 +110,10 @@ def _answer_figures(
     judged: dict[str, dict[str, list[float]]] = {}
     for field in ("reward", "gold"):
         if (spec := getattr(stage, field)) is not None:
-            score = reward_function(reward_spec(ctx, spec), f"{ctx.name}.{field}", dtype=ctx.recipe.dtype)
+            ends = _appends_eos(ctx)
+            score = reward_function(
+                reward_spec(ctx, spec), f"{ctx.name}.{field}", dtype=ctx.recipe.dtype, append_eos=ends
+            )
             judged[field] = score_answers(score, answers)
     evaluations = []
     for name, said in answers.items():
@@ -194,7 +197,8 @@ def _vote_figures(ctx: StageContext, stage: Evaluate) -> dict[str, Any]:
     votes: list[Preference] = records(ctx, stage.votes, "pairs", held_out=True)
     source = ctx.inputs.get(stage.votes) if isinstance(stage.votes, str) else None
     if votes and isinstance(stage.reward, str):
-        model = RewardModel.load(model_path(ctx, stage.reward), dtype=ctx.recipe.dtype, device=ctx.recipe.device)
+        path, ends = model_path(ctx, stage.reward), _appends_eos(ctx)
+        model = RewardModel.load(path, dtype=ctx.recipe.dtype, device=ctx.recipe.device, append_eos=ends)
         found = votes_accuracy(model, votes)
         truth = source.outputs.get("truth") if source else None
         bayes = bayes_accuracy(votes, json.loads(truth.read_text(encoding="utf-8"))) if truth else None

@@ -256,12 +256,14 @@ def score_function(spec: Any, settings: TrainSettings, chat: ChatFormat, where: 
 
 
 def reward_function(
-    spec: Any, where: str, *, dtype: str = "auto", device: str = "auto"
+    spec: Any, where: str, *, dtype: str = "auto", device: str = "auto", append_eos: bool = True
 ) -> Callable[..., list[float | None]]:
     """A reward of any form as a function of prompts, texts and further columns, for annotation and evaluation."""
-    scorer = load_scorer(
-        spec, where=where, open_model=_model_scorer(lambda path: RewardModel.load(path, dtype=dtype, device=device))
-    )
+
+    def open_model(path: Path) -> RewardModel:
+        return RewardModel.load(path, dtype=dtype, device=device, append_eos=append_eos)
+
+    scorer = load_scorer(spec, where=where, open_model=_model_scorer(open_model))
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str], **columns: Any) -> list[float | None]:
         known = {**columns_of(prompts), "prompt_records": list(prompts), **columns}
