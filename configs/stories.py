@@ -1,6 +1,6 @@
 """Prompts of `stories.yaml`: the first tokens of real TinyStories, split into train, validation and test by story.
 
-Many stories open alike ("Once upon a time, there was a"): a third of the held-out stories begin as some training story
+Many stories open alike ("Once upon a time, there was a"): most of the held-out stories begin as some training story
 does. `unseen` are the test stories that do not.
 """
 
@@ -26,8 +26,8 @@ def prompts(stories: str, tokenizer: str, split: Split, tokens: int = 8, distinc
     """The first `tokens` tokens of every story of a split, as plain text, in an order that the stories' hashes fix.
 
     stories: a file of JSON lines with `id` and `text`; tokenizer: a model's folder. A prompt's id names its story, so
-    that stories which open alike stay apart; with `distinct` every opening comes once. Raises ConfigError for a split that there is not, DataError without
-    stories enough.
+    that stories which open alike stay apart; with `distinct` every opening comes once. Raises ConfigError for a split
+    that there is not, DataError without stories enough.
     """
     splits = split_stories(read_stories(Path(stories)))
     chosen = "test" if split == "unseen" else split

@@ -299,9 +299,8 @@ def gradient_checkpointing(case: Case) -> None:
 def repeated(case: Case) -> None:
     """31: the same step twice gives the same bits; another batch does not."""
     m, pairs = bench.models(case), bench.rows()
-    one, two, other = (
-        _after_two_steps(case, m, rows) for rows in (pairs, pairs, [*pairs[1:], replace(pairs[0], chosen=pairs[1].chosen)])
-    )  # fmt: skip
+    others = [*pairs[1:], replace(pairs[0], chosen=pairs[1].chosen)]
+    one, two, other = (_after_two_steps(case, m, rows) for rows in (pairs, pairs, others))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 

@@ -119,7 +119,7 @@ def every_reference_gives_the_same_run() -> None:
             found.append((loop.weights(ready.state.learner.policy), steps))
         (one, a), (two, b) = found
         for name, p in two.items():
-            torch.testing.assert_close(one[name], p, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{method} {n}: {m}")
+            torch.testing.assert_close(one[name], p, rtol=0, atol=1e-9, msg=lambda m, n=(method, name): f"{n}: {m}")
         assert a[0].keys() == b[0].keys()
         assert any("lora_B" in name for name in two)
 

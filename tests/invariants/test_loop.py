@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from alignloop.algorithms import METHODS
 from tests.invariants import loop, loop_checks
 from tests.invariants.bench import CASES
 
@@ -19,6 +20,10 @@ CHECKS = [
     loop_checks.metrics_are_honest,
     loop_checks.every_prompt_is_drawn,
 ]
+
+
+def test_no_method_is_left_out() -> None:
+    assert {method for method, _ in loop.RUNS.values()} == set(METHODS)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,11 +12,14 @@ from tests.invariants.properties import PROPERTIES
 
 
 @pytest.fixture(autouse=True)
-def _fresh_models() -> None:
-    """Models made under one mutant must not meet another."""
-    bench.models.cache_clear()
-    tables._language.cache_clear()
-    tables._scalar.cache_clear()
+def _fresh_models() -> Iterator[None]:
+    """Models made under one mutant must not meet another, nor a later test."""
+    caches = (bench.models, tables._language, tables._scalar)
+    for made in caches:
+        made.cache_clear()
+    yield
+    for made in caches:
+        made.cache_clear()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.bug)

@@ -127,9 +127,7 @@ def test_chosen_equal_rejected() -> None:
 
 def test_a_prompt_longer_than_the_context() -> None:
     long = Prompt("endless", text("a" * 300))
-    refuse(
-        DataError, "prompt 'endless' has 3.. tokens, more than the model's context of 128", run("ppo", prompts=[long])
-    )
+    refuse(DataError, "has 30. tokens.* the model's context of 128", run("ppo", prompts=[long]))
 
 
 def test_items_that_nothing_can_be_learned_from() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alignloop.core.batch import TokenBatch
 from alignloop.core.errors import ModelError, TrainingError
 from alignloop.models import attention as A
+from alignloop.models import packing as P
 from alignloop.models.tiny import tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "opt", "opt_postnorm", "gpt_neox", "phi"]
@@ -50,7 +51,7 @@ def batch(rows: list[list[tuple[list[int], int]]], length: int, left: int = 0) -
 
 
 def packed(model: Any, b: TokenBatch, **kwargs: Any) -> Tensor:
-    plan = kwargs.pop("plan", None) or A.packed_plan(b, **kwargs)
+    plan = kwargs.pop("plan", None) or P.packed_plan(b, **kwargs)
     return model.base_model(
         input_ids=b.tokens, position_ids=b.positions, attention_mask=A.NO_MASK, plan=plan, use_cache=False
     ).last_hidden_state
@@ -148,32 +149,32 @@ def test_gradients_of_shared_prompts_equal_those_of_separate_sequences(family: s
 
 
 def test_rows_of_one_length_are_one_call() -> None:
-    assert A.plan_of([(0, 0, 4), (1, 0, 4)], [-1, -1], 2, 4).bands == (A.Band(0, 2, (A.Piece(0, 4),)),)
+    assert P.plan_of([(0, 0, 4), (1, 0, 4)], [-1, -1], 2, 4).bands == (P.Band(0, 2, (P.Piece(0, 4),)),)
 
 
 def test_first_child_joins_its_parent_and_others_read_its_keys() -> None:
-    plan = A.plan_of([(0, 0, 3), (0, 3, 5), (0, 5, 6)], [-1, 0, 0], 1, 6)
-    assert plan.bands[0].pieces == (A.Piece(0, 5), A.Piece(5, 6, ((0, 3),)))
+    plan = P.plan_of([(0, 0, 3), (0, 3, 5), (0, 5, 6)], [-1, 0, 0], 1, 6)
+    assert plan.bands[0].pieces == (P.Piece(0, 5), P.Piece(5, 6, ((0, 3),)))
 
 
 def test_grandchildren_read_neighbouring_ancestors_as_one_span() -> None:
-    plan = A.plan_of([(0, 0, 3), (0, 3, 5), (0, 5, 6), (0, 6, 9)], [-1, 0, 1, 1], 1, 9)
-    assert plan.bands[0].pieces == (A.Piece(0, 6), A.Piece(6, 9, ((0, 5),)))
+    plan = P.plan_of([(0, 0, 3), (0, 3, 5), (0, 5, 6), (0, 6, 9)], [-1, 0, 1, 1], 1, 9)
+    assert plan.bands[0].pieces == (P.Piece(0, 6), P.Piece(6, 9, ((0, 5),)))
 
 
 def test_equal_neighbours_are_batched() -> None:
-    plan = A.plan_of([(0, 0, 2), (0, 2, 4), (0, 4, 6), (0, 7, 9)], [-1] * 4, 1, 9)
-    assert plan.bands[0].pieces == (A.Piece(0, 6, (), 3), A.Piece(7, 9))
+    plan = P.plan_of([(0, 0, 2), (0, 2, 4), (0, 4, 6), (0, 7, 9)], [-1] * 4, 1, 9)
+    assert plan.bands[0].pieces == (P.Piece(0, 6, (), 3), P.Piece(7, 9))
 
 
 def test_an_empty_parent_does_not_join_a_stranger() -> None:
-    plan = A.plan_of([(0, 0, 3), (0, 3, 3), (0, 3, 5)], [-1, -1, 1], 1, 5)
-    assert plan.bands[0].pieces == (A.Piece(0, 3), A.Piece(3, 5))
+    plan = P.plan_of([(0, 0, 3), (0, 3, 3), (0, 3, 5)], [-1, -1, 1], 1, 5)
+    assert plan.bands[0].pieces == (P.Piece(0, 3), P.Piece(3, 5))
 
 
 def test_padding_is_zero_and_reads_nothing() -> None:
     q = torch.randn(2, 4, 5, 8)
-    plan = A.plan_of([(0, 1, 3), (1, 0, 5)], [-1, -1], 2, 5)
+    plan = P.plan_of([(0, 1, 3), (1, 0, 5)], [-1, -1], 2, 5)
     out, _ = A.attention(nn.Identity(), q, q, q, A.NO_MASK, plan=plan)
     assert out.shape == (2, 5, 4, 8)
     assert out[0, [0, 3, 4]].abs().sum() == 0
@@ -193,14 +194,14 @@ def test_padding_is_zero_and_reads_nothing() -> None:
 )
 def test_broken_layouts_are_refused(spans: list[tuple[int, int, int]], parent: list[int]) -> None:
     with pytest.raises(TrainingError):
-        A.plan_of(spans, parent, 2, 5)
+        P.plan_of(spans, parent, 2, 5)
 
 
 def test_without_isolation_the_comparison_fails() -> None:
     """The mutation: one segment over the whole row is what leaking looks like; the test above must notice it."""
     for family in FAMILIES:
         model, b = tiny_model(family, dtype=F64), layouts()["unrelated"]
-        leaking = A.plan_of([(0, 0, 21)], [-1], 1, 21)
+        leaking = P.plan_of([(0, 0, 21)], [-1], 1, 21)
         with torch.no_grad():
             assert (packed(model, b, plan=leaking) - packed(model, b))[0, 7:].abs().max() > 1e-3, family
 
@@ -312,11 +313,11 @@ def test_unknown_arguments_are_refused() -> None:
 def test_plan_of_another_batch_is_refused() -> None:
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(ModelError, match="1 x 5"):
-        A.attention(nn.Identity(), q, q, q, A.NO_MASK, plan=A.plan_of([(0, 0, 5)], [-1], 1, 5))
+        A.attention(nn.Identity(), q, q, q, A.NO_MASK, plan=P.plan_of([(0, 0, 5)], [-1], 1, 5))
 
 
 def test_dropout_only_in_training() -> None:
-    q, plan = torch.randn(1, 2, 6, 4), A.plan_of([(0, 0, 6)], [-1], 1, 6)
+    q, plan = torch.randn(1, 2, 6, 4), P.plan_of([(0, 0, 6)], [-1], 1, 6)
     layer = nn.Identity().eval()
     still, _ = A.attention(layer, q, q, q, A.NO_MASK, plan=plan, dropout=0.5)
     torch.testing.assert_close(still, A.attention(layer, q, q, q, A.NO_MASK, plan=plan)[0])
@@ -328,7 +329,7 @@ def test_hand_computed_softcap_and_window() -> None:
     """Scores 0, 4: capped at 2 they are 0 and 2·tanh(2) = 1.928055; window 1 leaves the token itself."""
     q = torch.tensor([[[[0.0], [2.0]]]], dtype=F64)
     v = torch.tensor([[[[1.0], [0.0]]]], dtype=F64)
-    plan = A.plan_of([(0, 0, 2)], [-1], 1, 2)
+    plan = P.plan_of([(0, 0, 2)], [-1], 1, 2)
     out, _ = A.attention(nn.Identity(), q, q, v, A.NO_MASK, plan=plan, scaling=1.0, softcap=2.0)
     assert out[0, 1, 0, 0].item() == pytest.approx(0.1269660, abs=1e-6)  # 1 / (1 + e^1.928055)
     out, _ = A.attention(nn.Identity(), q, q, v, A.NO_MASK, plan=plan, scaling=1.0, sliding_window=1)

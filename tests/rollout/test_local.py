@@ -12,7 +12,8 @@ from scipy.stats import chisquare
 
 from alignloop.core.errors import ConfigError, DataError, ModelError, TrainingError
 from alignloop.core.types import Prompt, Sample, SamplingParams, text
-from alignloop.models.attention import NO_MASK, plan_of
+from alignloop.models.attention import NO_MASK
+from alignloop.models.packing import plan_of
 from alignloop.models.tiny import tiny_model
 from alignloop.rollout.local import LocalEngine, default_slots
 

@@ -34,7 +34,9 @@ def train(
     from alignloop.pipeline.spec import Train
 
     settings = {**(read_recipe(config) if config else {}), **settings_of(context.args)}
-    inputs = {"model": model, "data": data, "prompts": prompts, "reward": _reward(reward), "reference": reference}
+    inputs = {"model": model, "reference": reference}
+    inputs |= {"data": _mapping(data), "prompts": _mapping(prompts), "reward": _mapping(reward)}
+    inputs |= {key: settings.pop(key) for key in ("eval_data", "eval_prompts", "eval_reward") if key in settings}
     taken = [key for key in settings if key in Train.model_fields]
     if taken:
         hint = nearest(taken[0], ["data", "prompts", "reward", "reference", "model"])
@@ -42,7 +44,8 @@ def train(
     stage = Train.parse({"do": "train", "method": method, **inputs, "settings": settings}, where=f"train {method}")
     validate_train(f"train {method}", stage)
     path = entry(COMMANDS, "train_command")(stage, out)
-    typer.echo(f"model: {path}")
+    if entry(COMMANDS, "is_first_process")():
+        typer.echo(f"model: {path}")
 
 
 def generate(
@@ -78,7 +81,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Score completions with a rule, a function or a reward model."""
-    _output(entry(COMMANDS, "score_command")(_reward(reward), data), out, as_json, "score")
+    _output(entry(COMMANDS, "score_command")(_mapping(reward), data), out, as_json, "score")
 
 
 def evaluate(
@@ -100,19 +103,19 @@ def evaluate(
 
     if prompts is None and data is None:
         raise ConfigError("nothing to measure on; give --prompts FILE, --data FILE or both")
-    inputs = {"prompts": prompts, "data": data, "reward": _reward(reward), "reference": reference}
+    inputs = {"prompts": prompts, "data": data, "reward": _mapping(reward), "reference": reference}
     numbers = {"limit": limit, "max_new_tokens": max_new_tokens}
     stage = Evaluate.parse({"do": "evaluate", "models": models, **inputs, **numbers}, where="eval")
     typer.echo(f"report: {entry(COMMANDS, 'eval_command')(stage, out, seed)}")
 
 
-def _reward(text: str | None) -> Any:
-    """A reward as it stands in a recipe: text that begins with { or [ is YAML."""
+def _mapping(text: str | None) -> Any:
+    """A reward or a source as it stands in a recipe: text that begins with { or [ is YAML."""
     if text is None or not text.lstrip().startswith(("{", "[")):
         return text
     from alignloop.pipeline.recipe_file import parse_yaml
 
-    return parse_yaml(text, "--reward")
+    return parse_yaml(text, text)
 
 
 def _output(rows: Iterable[Mapping[str, Any]], out: Path | None, as_json: bool, column: str) -> None:

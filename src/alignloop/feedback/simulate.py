@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
+from sqlalchemy import func, select
 
 from alignloop.core.config import Config
 from alignloop.core.errors import ConfigError
@@ -26,6 +27,8 @@ from alignloop.feedback.judgements import Card, Verdict
 from alignloop.feedback.projects import add_annotators
 from alignloop.feedback.queue import claim_many, progress, submit_many
 from alignloop.store import Store
+from alignloop.store import tables as t
+from alignloop.store.votes import project_row
 
 Gold = Callable[[Prompt, Completion], float]
 
@@ -167,10 +170,12 @@ def annotate(
     add_annotators(store, names, kind="simulated")
     truth: dict[str, float] = {}
     differences: dict[str, float] = {}
-    waiting = progress(store, project)["open"]
-    cards_each = max(1, min(64, waiting // (8 * len(names))))
+    seats = progress(store, project)
+    cards_each = max(1, min(64, (seats["open"] + seats["leased"] + seats["done"]) // (8 * len(names))))
     judgements = 0
-    clock = [(0.0, i) for i in range(len(names))]
+    spent = _spent(store, project)  # a campaign that was killed goes on at the hour at which it stopped
+    clock = [(float(spent.get(name, 0)), i) for i, name in enumerate(names)]
+    heapq.heapify(clock)
     while clock:
         at, who = heapq.heappop(clock)
         cards = claim_many(store, project, names[who], cards_each)
@@ -187,6 +192,19 @@ def annotate(
         heapq.heappush(clock, (at + sum(v.wall_ms or 0 for v in verdicts), who))
     unfilled = progress(store, project)["open"]
     return Simulation(judgements, unfilled, time.perf_counter() - began, truth, differences)
+
+
+def _spent(store: Store, project: str) -> dict[str, int]:
+    """Milliseconds that each annotator has been at work in a project, as far as judgements say."""
+    query = (
+        select(t.Annotator.handle, func.sum(t.Judgement.wall_ms))
+        .join(t.Judgement, t.Judgement.annotator_id == t.Annotator.id)
+        .join(t.Task, t.Task.id == t.Judgement.task_id)
+        .group_by(t.Annotator.handle)
+    )
+    with store.read() as session:
+        found = session.execute(query.where(t.Task.project_id == project_row(session, project).id))
+        return {handle: int(total or 0) for handle, total in found}
 
 
 def bayes_accuracy(records: Iterable[Preference], gold: Mapping[str, float]) -> float | None:

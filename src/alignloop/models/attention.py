@@ -17,10 +17,8 @@ here: there, too, it is one SDPA call per segment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +28,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from alignloop.core.batch import TokenBatch
-from alignloop.core.errors import ModelError, TrainingError
+from alignloop.core.errors import ModelError
+from alignloop.models.packing import PackedPlan, Piece, SlotPlan, Span, plan_of
 
 ATTENTION = "alignloop"
 NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
@@ -39,8 +37,6 @@ NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 HARMLESS = {"position_ids", "cache_position", "use_cache", "return_dict", "num_items_in_batch", "logits_to_keep"}
 HARMLESS |= {"output_attentions", "output_hidden_states"}
 """Keywords that families hand on and that cannot change what an attention layer answers."""
-
-Span = tuple[int, int]
 
 
 class How(NamedTuple):
@@ -59,134 +55,19 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without it no mask is passed: padding and generate leak
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One attention call: places [start, end) of a row, causal, after the keys of `prefix`.
+class Cut:
+    """A tensor [b,H,T,D] cut once along T. One split has one backward; a slice for every piece would each add a zero
+    tensor of the whole row (a quarter of a training step, measured)."""
 
-    count > 1: the places are `count` unrelated segments of equal length side by side, a call batched over them.
-    """
+    def __init__(self, x: Tensor, edges: set[int]):
+        inner = sorted(edges | {0, x.shape[2]})
+        self.place = {edge: i for i, edge in enumerate(inner)}
+        self.parts = torch.split(x, [b - a for a, b in pairwise(inner)], 2)
 
-    start: int
-    end: int
-    prefix: tuple[Span, ...] = ()
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class Band:
-    """Rows [first, last) of one layout; their calls are batched over the rows."""
-
-    first: int
-    last: int
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class PackedPlan:
-    """Who attends to whom, as plain integers. `windows` notes the sliding window of every layer that used the plan."""
-
-    rows: int
-    length: int
-    bands: tuple[Band, ...]
-    twice: bool = False
-    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
-    windows: list[int | None] | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, eq=False)
-class SlotPlan:
-    """Decoding: one new token per row against a slot cache, row b reading the keys at places 0 … last[b].
-
-    last i64[B] place of the token just written; keys: how many places of the cache are read (≥ max(last) + 1).
-    """
-
-    last: Tensor
-    keys: int
-    masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
-
-    def mask(self, window: int | None) -> Tensor:
-        """bool[B,1,1,K]: places that row b may read; with a sliding window only the last `window` of them."""
-        window = window if window is not None and window < self.keys else None
-        if window not in self.masks:
-            place = torch.arange(self.keys, device=self.last.device)
-            mask = place <= self.last[:, None]
-            if window is not None:
-                mask &= place > self.last[:, None] - window
-            self.masks[window] = mask[:, None, None, :]
-        return self.masks[window]
-
-
-def packed_plan(tokens: TokenBatch, *, twice: bool = False) -> PackedPlan:
-    """The plan of a batch. `twice`: use plain operations that can be differentiated twice (TRPO, exact Hessians)."""
-    rows, length = tokens.tokens.shape
-    return plan_of(tokens.spans, tokens.parent.tolist(), rows, length, twice=twice)
-
-
-def plan_of(
-    spans: Sequence[tuple[int, int, int]], parent: Sequence[int], rows: int, length: int, *, twice: bool = False
-) -> PackedPlan:
-    """The plan of segments (row, start, end) with their parents (-1 = none) in rows of `length` places."""
-    _check(spans, parent, rows, length)
-    layouts: list[list[Piece]] = [[] for _ in range(rows)]
-    for s in sorted(range(len(spans)), key=lambda i: spans[i]):
-        row, start, end = spans[s]
-        above, layout = _ancestors(s, spans, parent), layouts[row]
-        if start == end:
-            continue
-        if above and layout and layout[-1].end == start == above[-1][1]:
-            layout[-1] = Piece(layout[-1].start, end, layout[-1].prefix)  # the first child follows its parent: one call
-        else:
-            layout.append(Piece(start, end, above))
-    bands, at = [], 0
-    for pieces, run in groupby(tuple(_side_by_side(layout)) for layout in layouts):
-        n = len(list(run))
-        bands.append(Band(at, at + n, pieces))
-        at += n
-    return PackedPlan(rows, length, tuple(bands), twice)
-
-
-def _check(spans: Sequence[tuple[int, int, int]], parent: Sequence[int], rows: int, length: int) -> None:
-    if len(spans) != len(parent):
-        raise TrainingError(f"packed batch: {len(spans)} spans but {len(parent)} parents; build both in one place")
-    for s, (row, start, end) in enumerate(spans):
-        if not (0 <= row < rows and 0 <= start <= end <= length):
-            raise TrainingError(
-                f"packed batch: segment {s} at {(row, start, end)} lies outside {rows} rows of {length}"
-            )
-        p = parent[s]
-        if p >= 0 and (p >= len(spans) or spans[p][0] != row or spans[p][2] > start):
-            raise TrainingError(f"packed batch: segment {s} must stand after its parent {p} in the same row")
-    taken = sorted(span for span in spans if span[1] < span[2])
-    for a, b in pairwise(taken):
-        if a[0] == b[0] and b[1] < a[2]:
-            raise TrainingError(f"packed batch: segments {a} and {b} (row, start, end) overlap")
-
-
-def _ancestors(s: int, spans: Sequence[tuple[int, int, int]], parent: Sequence[int]) -> tuple[Span, ...]:
-    """Spans of what segment s also attends to, oldest first, neighbours joined: fewer slices to concatenate."""
-    above: list[Span] = []
-    s = parent[s]
-    while s >= 0:
-        _, start, end = spans[s]
-        if above and above[0][0] == end:
-            above[0] = (start, above[0][1])
-        elif start < end:
-            above.insert(0, (start, end))
-        s = parent[s]
-    return tuple(above)
-
-
-def _side_by_side(layout: Sequence[Piece]) -> list[Piece]:
-    """Unrelated segments of equal length without a gap between them become one batched call."""
-    out: list[Piece] = []
-    for piece in layout:
-        last = out[-1] if out else piece
-        alike = last.end - last.start == (piece.end - piece.start) * last.count and not (piece.prefix or last.prefix)
-        if out and alike and last.end == piece.start:
-            out[-1] = Piece(last.start, piece.end, (), last.count + 1)
-        else:
-            out.append(piece)
-    return out
+    def spans(self, *spans: Span) -> Tensor:
+        """The places of some spans, one after the other."""
+        parts = [part for a, b in spans for part in self.parts[self.place[a] : self.place[b]]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def attention(
@@ -262,11 +143,13 @@ def _packed(plan: PackedPlan, query: Tensor, key: Tensor, value: Tensor, how: Ho
     bands = []
     for band in plan.bands:
         q, k, v = (x if len(plan.bands) == 1 else x[band.first : band.last] for x in (query, key, value))
+        queries = Cut(q, band.edges(prefixes=False))
+        keys, values = (Cut(x, band.edges(prefixes=True)) for x in (k, v))
         outs, at = [], 0
         for piece in band.pieces:
             if piece.start > at:
                 outs.append(q.new_zeros(q.shape[0], piece.start - at, heads, v.shape[-1]))
-            outs.append(_piece(plan, piece, q, k, v, how))
+            outs.append(_piece(plan, piece, queries, keys, values, how))
             at = piece.end
         if at < length:
             outs.append(q.new_zeros(q.shape[0], length - at, heads, v.shape[-1]))
@@ -274,28 +157,24 @@ def _packed(plan: PackedPlan, query: Tensor, key: Tensor, value: Tensor, how: Ho
     return bands[0] if len(bands) == 1 else torch.cat(bands)
 
 
-def _piece(plan: PackedPlan, piece: Piece, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
+def _piece(plan: PackedPlan, piece: Piece, queries: Cut, keys: Cut, values: Cut, how: How) -> Tensor:
     """[b,n,H,D] for one piece of rows of one layout."""
     start, end, count = piece.start, piece.end, piece.count
     n = (end - start) // count
-    q = query[:, :, start:end]
-    before = sum(b - a for a, b in piece.prefix)
-    if piece.prefix:
-        spans = (*piece.prefix, (start, end))
-        k, v = (torch.cat([x[:, :, a:b] for a, b in spans], 2) for x in (key, value))
-    else:
-        k, v = key[:, :, start:end], value[:, :, start:end]
+    q, before = queries.spans((start, end)), sum(b - a for a, b in piece.prefix)
+    k, v = (x.spans(*piece.prefix, (start, end)) for x in (keys, values))
+    rows = q.shape[0]
     if count > 1:
         q, k, v = (_fold(x, count) for x in (q, k, v))
     window = how.window if how.window is not None and how.window < before + n else None
     mask, causal = None, n > 1
     if before + n > 1 and (how.twice or how.softcap is not None or before or window is not None):
-        name = (n, before, window, query.device)
+        name = (n, before, window, q.device)
         if name not in plan.masks:
-            plan.masks[name] = _causal(n, before, window, query.device)
+            plan.masks[name] = _causal(n, before, window, q.device)
         mask, causal = plan.masks[name], False
     out = _attend(q, k, v, mask, causal, how).transpose(1, 2)
-    return out.reshape(query.shape[0], end - start, *out.shape[2:]) if count > 1 else out
+    return out.reshape(rows, end - start, *out.shape[2:]) if count > 1 else out
 
 
 def _fold(x: Tensor, count: int) -> Tensor:

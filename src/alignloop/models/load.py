@@ -221,8 +221,8 @@ def _load(cls: Any, path: str | Path, dtype: str, **options: Any) -> Any:
     try:
         with _quiet():
             return cls.from_pretrained(str(path), dtype=weights, attn_implementation=ATTENTION, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: not a usable model ({_first_line(error)})") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a usable model ({_first_line(error)}); copy or save it again") from error
 
 
 @contextlib.contextmanager
@@ -262,8 +262,11 @@ def _check_path(path: str | Path) -> None:
     )
     if folder.exists() or hub:
         return
-    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-    raise ModelError(f"model folder {path} does not exist" + (f"; {nearest(folder.name, beside)}" if beside else ""))
+    beside = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+    hint = nearest(folder.name, beside) if beside else ""
+    if hint.startswith("known") and len(beside) > 5:
+        hint = f"beside it: {', '.join(beside[:5])} and {len(beside) - 5} more"
+    raise ModelError(f"model folder {path} does not exist" + (f"; {hint}" if hint else ""))
 
 
 def _is_classifier(folder: Path) -> bool:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from alignloop.core.batch import Out, TokenBatch
 from alignloop.core.errors import ModelError
 from alignloop.core.layout import build, gather, items_of, place
-from alignloop.models.attention import NO_MASK, packed_plan, supports_packing
+from alignloop.models.attention import NO_MASK, supports_packing
 from alignloop.models.heads import scalar_head, token_logp
+from alignloop.models.packing import packed_plan
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from alignloop.feedback.tasks import Overlap, create_tasks
 from alignloop.pipeline.inputs import prompt_of, read_samples, reward_spec
 from alignloop.pipeline.runner import StageContext, StageResult, Waiting
 from alignloop.pipeline.spec import Annotate
+from alignloop.pipeline.state import write_json
 from alignloop.store.snapshots import SnapshotSpec, create_snapshot
 from alignloop.store.store import Store
 
@@ -34,7 +35,7 @@ def annotate_stage(ctx: StageContext) -> StageResult | Waiting:
     assert isinstance(stage, Annotate)
     rows = [r for name in _names(stage.samples) for r in read_samples(ctx.inputs[name].outputs["samples"])]
     pairs = choose_pairs(rows, stage.pairs, ctx.seed)
-    project = ctx.name if ctx.recipe.store is None else f"{ctx.recipe.name}-{ctx.name}"
+    project = project_name(ctx)
     truth = _truth(ctx, stage, rows)
     with Store(ctx.store) as store:
         create_project(store, project, ProjectConfig(seed=ctx.seed))
@@ -63,6 +64,12 @@ def annotate_stage(ctx: StageContext) -> StageResult | Waiting:
     if truth:
         outputs["truth"] = ctx.folder / "truth.json"
     return StageResult(outputs, metrics, snapshot.sha256)
+
+
+def project_name(ctx: StageContext) -> str:
+    """The stage's project in the store: settings or samples that have changed make a project of their own."""
+    name = f"{ctx.name}-{ctx.folder.parent.name[:8]}"
+    return name if ctx.recipe.store is None else f"{ctx.recipe.name}-{name}"
 
 
 def choose_pairs(rows: Sequence[Mapping[str, Any]], per_prompt: int | str, seed: int) -> list[tuple[str, str]]:
@@ -120,7 +127,7 @@ def _truth(ctx: StageContext, stage: Annotate, rows: Sequence[Mapping[str, Any]]
     truth = {keys[row["completion"]]: value for row, value in zip(rows, values) if value is not None}
     if len(truth) < len({row["completion"] for row in rows}):
         raise DataError(f"{ctx.name}.reward: could not score every completion; simulated annotators need all")
-    path.write_text(json.dumps(truth), encoding="utf-8")
+    write_json(path, truth)
     return truth
 
 

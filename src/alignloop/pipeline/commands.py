@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignloop.core.types import Prompt, SamplingParams, content_id, text
 from alignloop.pipeline.evaluate import evaluate_stage
+from alignloop.pipeline.inputs import path_and_options
 from alignloop.pipeline.runner import StageContext
 from alignloop.pipeline.spec import Evaluate, Recipe, Train
-from alignloop.pipeline.state import store_url
+from alignloop.pipeline.state import run_lock, store_url
 
 
 def train_command(stage: Train, out: Path) -> Path:
-    """Train and return the model's folder; started again, it continues where it was killed."""
-    from alignloop.training.train import train
+    """Train and return the model's folder; started again, it continues where it was killed.
+
+    Under torchrun every process calls this; the first holds the folder for all.
+    """
+    from alignloop.training.train import find_method, train
+    from alignloop.training.world import leave_world
 
     named = ("data", "prompts", "reward", "reference", "eval_data", "eval_prompts", "eval_reward")
     inputs: dict[str, Any] = {name: getattr(stage, name) for name in named}
-    return train(stage.method, model=str(stage.model), output_dir=out, **inputs, **stage.settings).path
+    method = find_method(stage.method)
+    wanted = "prompts" if method.data == "prompts" else "data"
+    inputs[wanted], read = path_and_options(inputs[wanted], method.data, wanted)
+    with run_lock(out) if is_first_process() else contextlib.nullcontext():
+        found = train(stage.method, model=str(stage.model), output_dir=out, read=read, **inputs, **stage.settings)
+    leave_world()
+    return found.path
+
+
+def is_first_process() -> bool:
+    """True but in the second and further processes of torchrun."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def generate_command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -238,12 +239,14 @@ def _annotator_row(one: Mapping[str, Any], aggregation: Mapping[str, Any]) -> di
 def about_run(ctx: StageContext) -> dict[str, Any]:
     """What any report says of its run: curves, lineage, seconds by stage, configuration, versions, command."""
     curves = {}
-    for row in read_status(ctx.run_dir).stages:
+    part_of_run = (ctx.run_dir / "run.json").is_file()  # not so for `alignloop eval`
+    rows = read_status(ctx.run_dir).stages if part_of_run else ()
+    for row in rows:
         metrics = row.state.outputs.get("metrics")
         if metrics:
             curves[row.name] = training_curves(ctx.run_dir / metrics)
     config = ctx.run_dir / "recipe.yaml"
-    stages = {row.name: row.state.seconds for row in read_status(ctx.run_dir).stages if row.state.seconds}
+    stages = {row.name: row.state.seconds for row in rows if row.state.seconds}
     return {
         "title": ctx.recipe.name,
         "curves": curves,
@@ -251,10 +254,27 @@ def about_run(ctx: StageContext) -> dict[str, Any]:
         "seconds": sum(stages.values()),
         "seed": ctx.recipe.seed,
         "config": config.read_text(encoding="utf-8") if config.exists() else yaml.safe_dump(ctx.recipe.model_dump()),
-        "command": f"alignloop run {ctx.run_dir}/recipe.given.yaml --out {ctx.run_dir}",
+        "command": run_line(ctx) if part_of_run else eval_line(ctx),
         "versions": versions(),
         "lineage": lineage_graph(ctx),
     }
+
+
+def run_line(ctx: StageContext) -> str:
+    """The command line that makes this run again."""
+    return f"alignloop run {ctx.run_dir}/recipe.given.yaml --out {ctx.run_dir}"
+
+
+def eval_line(ctx: StageContext) -> str:
+    """The command line that measures the same without a recipe."""
+    stage = ctx.stage
+    assert isinstance(stage, Evaluate)
+    words = [stage.models] if isinstance(stage.models, str) else list(stage.models)
+    for name in ("prompts", "data", "reward", "reference"):
+        value = getattr(stage, name)
+        words += [] if value is None else [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    words += ["--limit", str(stage.limit), "--max-new-tokens", str(stage.max_new_tokens)]
+    return shlex.join(["alignloop", "eval", *words, "--seed", str(ctx.seed), "--out", str(ctx.run_dir)])
 
 
 def training_curves(path: Path) -> dict[str, list[list[float]]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignloop.core.errors import ConfigError, DataError
+from alignloop.core.errors import ConfigError, DataError, StoreError, nearest
 from alignloop.core.types import Message, ModelRef, Prompt
 from alignloop.pipeline.runner import StageContext
+from alignloop.pipeline.spec import Generate
 from alignloop.rewards.load import find_function
+from alignloop.store.ids import path_sha256
 from alignloop.store.store import Store
 
 Kind = str  # demonstrations, pairs, labels, prompts: core.protocols.DataKind
@@ -25,8 +29,25 @@ def model_path(ctx: StageContext, name: str) -> str:
 def model_id(ctx: StageContext, store: Store, name: str, role: Any) -> str:
     """The store's row of a model named in a recipe; a base model is recorded when it is first met."""
     path = model_path(ctx, name)
-    key = f"{ctx.recipe.name}/{name}" if name in ctx.inputs else path
-    return store.add_model(ModelRef(key, role, path), name=name if name in ctx.inputs else Path(path).name)
+    if name not in ctx.inputs:
+        return store.add_model(ModelRef("", role, path), name=Path(path).name)
+    with contextlib.suppress(StoreError):
+        return str(store.model(path).id)
+    return store.add_model(ModelRef(model_key(ctx, name, path), role, path), name=name)
+
+
+def model_key(ctx: StageContext, name: str, path: str | Path) -> str:
+    """The id of a stage's model in the store: a stage that was run again with other settings made another model."""
+    return f"{ctx.recipe.name}/{name}/{path_sha256(path)[:12]}"
+
+
+def author(ctx: StageContext, name: str) -> str:
+    """What a model is called in the ids of its samples: the same wherever the run folder lies."""
+    path = model_path(ctx, name)
+    if name not in ctx.inputs:
+        return path
+    stage = Path(path).parent.parent  # stages/NAME/KEY
+    return f"{ctx.recipe.name}/{stage.parent.name}/{stage.name}"
 
 
 def reward_spec(ctx: StageContext, spec: Any) -> Any:
@@ -54,6 +75,15 @@ def records(ctx: StageContext, data: Any, kind: Kind, *, held_out: bool = False)
     return list(found.values())
 
 
+def chosen_prompts(ctx: StageContext, stage: Generate) -> list[Prompt]:
+    """The prompts of a generate stage: those of its split, at most `limit`. DataError where none is left."""
+    prompts: list[Prompt] = records(ctx, stage.prompts, "prompts")
+    prompts = [p for p in prompts if stage.split in ("all", p.split)][: stage.limit]
+    if not prompts:
+        raise DataError(f"{ctx.name}: no prompt of split '{stage.split}'; set split: all, or give other prompts")
+    return prompts
+
+
 def _source(ctx: StageContext, source: Any, kind: Kind, held_out: bool) -> list[Any]:
     if isinstance(source, str) and source in ctx.inputs:
         return _of_stage(ctx, source, kind, held_out)
@@ -61,17 +91,27 @@ def _source(ctx: StageContext, source: Any, kind: Kind, held_out: bool) -> list[
         return _of_function(ctx, source)
     from alignloop.training.assemble import READERS
 
-    options = dict(source) if isinstance(source, Mapping) else {"path": source}
-    try:
-        path = options.pop("path")
-    except KeyError:
-        raise ConfigError(f"{ctx.name}: a data mapping needs path: or function: (got {', '.join(options)})") from None
-    known = set(inspect.signature(READERS[kind]).parameters) - {"source"}
-    if unknown := sorted(set(options) - known):
-        raise ConfigError(f"{ctx.name}: unknown data setting '{unknown[0]}'; known: {', '.join(sorted(known))}")
+    path, options = path_and_options(source, kind, ctx.name)
     loaded = READERS[kind](path, **options)
-    ctx.log.info("%s", loaded.report())
+    ctx.log.log(logging.WARNING if loaded.skipped else logging.INFO, "%s", loaded.report())
     return list(loaded.records)
+
+
+def path_and_options(source: Any, kind: Kind, where: str) -> tuple[Any, dict[str, Any]]:
+    """{path: ..., on_bad_row: skip} as the path and the reader's options; anything else as it is, without options."""
+    from alignloop.training.assemble import READERS
+
+    if not isinstance(source, Mapping):
+        return source, {}
+    options = dict(source)
+    if "path" not in options:
+        raise ConfigError(f"{where}: a data mapping needs path: or function: (got {', '.join(options)})")
+    path = options.pop("path")
+    known = set(inspect.signature(READERS[kind]).parameters) - {"source"}
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"{where}: unknown data setting '{option}', {nearest(option, known)}")
+    return path, options
 
 
 def _of_stage(ctx: StageContext, name: str, kind: Kind, held_out: bool) -> list[Any]:
@@ -131,7 +171,7 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt:
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a generate stage: prompt, text, completion (row id), finish_reason, ..."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):  # texts may hold U+2028
         if not line:
             continue  # the end of a piece
         try:

@@ -15,7 +15,7 @@ from alignloop.pipeline.recipe_file import apply_overrides, read_recipe
 from alignloop.pipeline.runner import Runner, RunResult, StageFunction
 from alignloop.pipeline.show import RichDisplay, plan_table
 from alignloop.pipeline.spec import Validate, check_stages, parse_recipe
-from alignloop.pipeline.state import find_runs, read_status
+from alignloop.pipeline.state import find_runs, read_status, store_url
 
 Preflight = Callable[[Plan], Iterable[RenderableType]]
 """Tables to show before a run starts."""
@@ -63,6 +63,7 @@ def run_prepared(
     for table in preflight(prepared.plan) if preflight else ():
         console.print(table)
     console.print(f"run folder: {prepared.run_dir}", markup=False, soft_wrap=True)
+    _open_store(prepared)
     display = RichDisplay(console, len(prepared.plan.stages))
     runner = Runner(prepared.plan, prepared.run_dir, stages, display=display, given=prepared.given)
     result = runner.run(until, force)
@@ -73,6 +74,14 @@ def run_prepared(
             if kind in found.outputs:
                 console.print(f"{name}: {found.outputs[kind]}", markup=False, soft_wrap=True)
     return result
+
+
+def _open_store(prepared: Prepared) -> None:
+    """Create or migrate the database now: one that cannot be used stops the run before anything is trained."""
+    from alignloop.store.store import Store
+
+    prepared.run_dir.mkdir(parents=True, exist_ok=True)
+    Store(store_url(prepared.run_dir, prepared.plan.recipe.store)).close()
 
 
 def run_folder(name: str | None, root: Path = Path("runs")) -> Path:

@@ -46,8 +46,9 @@ class Batching:
     """The numbers that say how much work a training stage is.
 
     prompts: rows of the data set. prompts_per_rollout: prompts answered before each round of updates (0: all).
-    prompt_tokens, answer_tokens: typical lengths of one sequence. samples: completions of each prompt (1 offline).
-    epochs: passes over the data; update_epochs: passes over one rollout batch (PPO).
+    prompt_tokens, answer_tokens: typical lengths of one sequence. samples: completions of each prompt (1 offline, 2 of
+    pairs). micro_batch: sequences of one pass. epochs: passes over the data; update_epochs: passes over one rollout
+    batch (PPO), each in `mini_batches` steps (0: as many as micro-batch and accumulation make).
     """
 
     prompts: int
@@ -58,6 +59,7 @@ class Batching:
     world: int = 1
     epochs: float = 1.0
     update_epochs: int = 1
+    mini_batches: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
     online: bool = False
@@ -92,9 +94,10 @@ def batch_arithmetic(b: Batching) -> Work:
     seen = math.ceil(b.prompts * b.epochs)
     if b.online:
         per_rollout = min(b.prompts_per_rollout or b.prompts, seen)
+        if b.mini_batches:
+            per_step = math.ceil(per_rollout * b.samples / b.mini_batches)
         whole, rest = divmod(seen, per_rollout)
-        updates = (whole * math.ceil(per_rollout * b.samples / per_step)) * b.update_epochs
-        updates += math.ceil(rest * b.samples / per_step) * b.update_epochs
+        updates = whole * _passes(b, per_rollout, per_step) + _passes(b, rest, per_step)
         sequences = seen * b.samples
         trained = sequences * length * b.update_epochs
         generated = sequences * length
@@ -103,6 +106,12 @@ def batch_arithmetic(b: Batching) -> Work:
         updates = math.ceil(math.ceil(b.prompts * b.samples / per_step) * b.epochs)
         trained, generated = sequences * length, 0
     return Work(sequences, per_step, updates, generated, trained)
+
+
+def _passes(b: Batching, prompts: int, per_step: int) -> int:
+    """Optimizer steps on one rollout of `prompts` prompts."""
+    sequences = prompts * b.samples
+    return b.update_epochs * (min(b.mini_batches, sequences) if b.mini_batches else math.ceil(sequences / per_step))
 
 
 def activation_bytes(micro_batch: int, length: int, hidden: int, layers: int, vocabulary: int, item: int = 4) -> int:
@@ -123,7 +132,11 @@ def parameters_on_disk(folder: Path) -> tuple[int, int]:
     for path in files:
         try:
             with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            end = max((tensor["data_offsets"][1] for n, tensor in header.items() if n != "__metadata__"), default=0)
+            if path.stat().st_size != 8 + length + end:
+                raise ValueError("cut short")
             for name, tensor in header.items():
                 if name != "__metadata__":
                     count = math.prod(tensor["shape"])
@@ -183,7 +196,7 @@ def work_rows(
         (
             "sequences a step",
             f"{work.sequences_per_step:,}",
-            f"{b.micro_batch} micro-batch × {b.accumulation} accumulated × {b.world} processes",
+            _step_text(b),
         ),
         ("updates", f"{work.updates:,}", _updates_text(b)),
         ("tokens trained on", human_count(work.trained_tokens), f"{b.prompt_tokens} + {b.answer_tokens} a sequence"),
@@ -196,6 +209,12 @@ def work_rows(
         seconds = work.flops(parameters, references) / flops_per_second
         rows.append(("time, roughly", human_seconds(seconds), f"at {human_count(flops_per_second)}FLOP/s"))
     return rows
+
+
+def _step_text(b: Batching) -> str:
+    if b.online and b.mini_batches:
+        return f"a rollout's {(b.prompts_per_rollout or b.prompts) * b.samples:,} in {b.mini_batches} mini-batches"
+    return f"{b.micro_batch} micro-batch × {b.accumulation} accumulated × {b.world} processes"
 
 
 def _updates_text(b: Batching) -> str:

@@ -84,9 +84,15 @@ def what(planned: Planned) -> str:
     if stage.do == "generate":
         return f"generate {stage.n} completions a prompt with {stage.model}"
     if stage.do == "annotate":
-        people = ", ".join(a if isinstance(a, str) else str(a.get("kind", "annotators")) for a in stage.annotators)
+        people = ", ".join(a if isinstance(a, str) else _people(a) for a in stage.annotators)
         return f"annotate {_joined(stage.samples)} by {people}"
     return f"evaluate {_joined(stage.models)}"
+
+
+def _people(annotators: Mapping[str, Any]) -> str:
+    """``{simulated: 20}`` as "20 simulated"."""
+    name, value = next(iter(annotators.items()), ("annotators", 0))
+    return f"{value} {name}" if isinstance(value, int) else name
 
 
 def numbers(metrics: Mapping[str, Any], most: int = 4) -> str:

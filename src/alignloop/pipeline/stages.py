@@ -11,11 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from alignloop.core.errors import DataError
 from alignloop.core.types import ModelRef, Prompt, Sample, SamplingParams
 from alignloop.pipeline.annotate import annotate_stage
 from alignloop.pipeline.evaluate import evaluate_stage
-from alignloop.pipeline.inputs import model_id, model_path, prompt_row, read_samples, records, reward_spec
+from alignloop.pipeline.inputs import (
+    author,
+    chosen_prompts,
+    model_id,
+    model_key,
+    model_path,
+    prompt_row,
+    read_samples,
+    records,
+    reward_spec,
+)
 from alignloop.pipeline.runner import StageContext, StageFunction, StageResult
 from alignloop.pipeline.spec import Generate, Train
 from alignloop.pipeline.work import preflight
@@ -78,8 +87,9 @@ def _record_model(ctx: StageContext, stage: Train, path: Path) -> None:
         ]
         if isinstance(stage.reward, str) and stage.reward in ctx.inputs:
             parents.append(model_id(ctx, store, stage.reward, "reward"))
+        key = model_key(ctx, ctx.name, path)
         store.add_model(
-            ModelRef(f"{ctx.recipe.name}/{ctx.name}", role, str(path), stage.model or "", tuple(parents), run),
+            ModelRef(key, role, str(path), stage.model or "", tuple(parents), run),
             name=ctx.name,
             stage=stage.method,
         )
@@ -96,12 +106,10 @@ def generate_stage(ctx: StageContext) -> StageResult:
 
     stage = ctx.stage
     assert isinstance(stage, Generate) and stage.model is not None
-    prompts = [p for p in records(ctx, stage.prompts, "prompts") if stage.split in ("all", p.split)][: stage.limit]
-    if not prompts:
-        raise DataError(f"{ctx.name}: no prompt of split '{stage.split}'; set split: all, or give other prompts")
+    prompts = chosen_prompts(ctx, stage)
     path = model_path(ctx, stage.model)
     policy = load_policy(path, dtype=ctx.recipe.dtype, device=ctx.recipe.device)
-    engine = local_engine(policy, open_chat(path, load_tokenizer(path)), path)
+    engine = local_engine(policy, open_chat(path, load_tokenizer(path)), author(ctx, stage.model))
     sampling = SamplingParams(
         stage.temperature, stage.top_k, stage.top_p, stage.max_new_tokens, seed=ctx.seed, stop=stage.stop
     )
@@ -129,7 +137,7 @@ def _whole_rows(path: Path) -> set[str]:
     kept, done = [], set()
     for block in path.read_text(encoding="utf-8").split("\n\n")[:-1]:
         kept.append(block)
-        done |= {json.loads(line)["prompt"]["id"] for line in block.splitlines()}
+        done |= {json.loads(line)["prompt"]["id"] for line in block.split("\n")}
     fresh = path.with_suffix(".tmp")
     fresh.write_text("".join(block + "\n\n" for block in kept), encoding="utf-8")
     os.replace(fresh, path)

@@ -134,8 +134,12 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = (read_json(run_dir / "run.json") or {}).get("pid", "unknown")
+            file.seek(0)
+            pid = file.read().strip() or "unknown"
             raise ConfigError(f"{run_dir}: process {pid} is running it; wait, or give another --out") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
 

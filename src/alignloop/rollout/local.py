@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from alignloop.core.errors import ConfigError, ModelError, TrainingError
 from alignloop.core.types import Prompt, Sample, SamplingParams, content_id
-from alignloop.models.attention import NO_MASK, SlotPlan, plan_of, supports_packing
+from alignloop.models.attention import NO_MASK, supports_packing
+from alignloop.models.packing import SlotPlan, plan_of
 from alignloop.rollout.cache import RecordingCache, SlotCache
 from alignloop.rollout.sampling import check_sampling, draw, uniforms
 from alignloop.rollout.scheduler import Backlog, Group, groups

@@ -88,7 +88,8 @@ def read_shard(path: str | Path) -> list[Sample]:
     """The samples of one shard, exactly as written. Raises DataError on a missing, foreign or damaged file."""
     path = Path(path)
     try:
-        head, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # texts may hold U+2028, where splitlines would cut
+        head, *records = [json.loads(line) for line in lines]
         blob = path.with_suffix(".safetensors").read_bytes()
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read this rollout shard: {error}", file=str(path)) from None

@@ -40,6 +40,7 @@ from alignloop.training.online import Online, online
 from alignloop.training.scoring import (
     RewardModel,
     ScoreSamples,
+    called,
     columns_of,
     from_reward_model,
     from_scorer,
@@ -48,7 +49,7 @@ from alignloop.training.scoring import (
 )
 from alignloop.training.settings import TrainSettings
 from alignloop.training.state import TrainState
-from alignloop.training.validation import mean_reward
+from alignloop.training.validation import check_prompts, mean_reward
 from alignloop.training.world import AnyWorld
 
 if TYPE_CHECKING:
@@ -156,13 +157,13 @@ def normalise(policy: Policy, rows: Sequence[Row], notes: dict[str, Any], most: 
 
 
 def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, folder: Path, world: AnyWorld) -> Job:
-    _check_on_policy(method, settings)
     tokenizer = load_tokenizer(inputs.model)
     chat = open_chat(inputs.model, tokenizer, append_eos=settings.model.append_eos)
     prompts, notes = read_records("prompts", inputs.prompts, inputs.read)
     shared = "value" in method.needs and settings.method.critic.layout == "shared"
     policy = _trained_policy(method, settings, inputs, value_head=shared)
     policy.detach_values = shared and settings.method.critic.detach_trunk
+    check_prompts(prompts, chat, context(policy))
     score = score_function(inputs.reward, settings, chat, "reward")
     rollout = settings.rollout
     stream = Stream(
@@ -219,7 +220,7 @@ def read_records(kind: str, source: Any, read: Mapping[str, Any]) -> tuple[list[
     """Records of a file, or the records themselves; and what the reader has to say of them."""
     if isinstance(source, str | Path):
         loaded = READERS[kind](source, **read)
-        log.info("%s", loaded.report())
+        log.log(logging.WARNING if loaded.skipped else logging.INFO, "%s", loaded.report())
         notes = {"report": loaded.report(), "skipped": [list(s) for s in loaded.skipped]}
         records = list(loaded.records)
     else:
@@ -267,7 +268,7 @@ def reward_function(
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str], **columns: Any) -> list[float | None]:
         known = {**columns_of(prompts), "prompt_records": list(prompts), **columns}
-        return scorer([p.text for p in prompts], list(texts), **known)
+        return called(scorer, where, [p.text for p in prompts], list(texts), **known)
 
     return score
 
@@ -296,11 +297,6 @@ def _trained_policy(method: Method, settings: TrainSettings, inputs: Inputs, *, 
     if method.name == "reward":
         return init_scalar(inputs.model, seed=settings.loop.seed, **common)  # type: ignore[arg-type]
     noiseless = bool(method.needs & {"ref", "old"})
-    if noiseless and m.lora is not None and m.lora.dropout > 0:
-        raise ConfigError(
-            f"lora.dropout: {method.name} compares log-probabilities of two moments, and dropout is noise in one of "
-            "them; set it to 0"
-        )
     policy = load_policy(inputs.model, value_head=value_head, **common)  # type: ignore[arg-type]
     return policy.without_dropout() if noiseless else policy
 
@@ -320,18 +316,6 @@ def _reference(policy: Policy, settings: TrainSettings, inputs: Inputs) -> Refer
         m = settings.model
         return frozen(load_policy(inputs.reference, dtype=m.dtype, device=m.device))
     return make_reference(policy, settings.model.reference_kind)
-
-
-def _check_on_policy(method: Method, settings: TrainSettings) -> None:
-    """Log-probabilities must be of the distribution that was sampled (algorithms.md §0.4)."""
-    r = settings.rollout
-    off = {"top_k": r.top_k != 0, "top_p": r.top_p != 1.0, "min_new_tokens": r.min_new_tokens != 0}
-    for name, set_ in off.items():
-        if set_ and "old" in method.needs:
-            raise ConfigError(
-                f"{name}: {method.name} learns from its own distribution, and {name} samples from another "
-                f"(known symptom: negative KL); leave it at its default"
-            )
 
 
 def max_length(settings: TrainSettings, policy: Policy) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from alignloop.core.errors import TrainingError
+from alignloop.core.errors import AlignloopError, TrainingError
 from alignloop.core.layout import Item, build
 from alignloop.core.types import Prompt, Sample
 from alignloop.data.chat import ChatFormat
@@ -108,7 +108,7 @@ def from_scorer(scorer: Callable[..., list[float | None]], name: str = "reward")
 
     def score(prompts: Sequence[Prompt], samples: Sequence[Sample]) -> tuple[list[float | None], dict[str, float]]:
         columns = {**columns_of(prompts), "prompt_records": list(prompts)}
-        values = scorer([p.text for p in prompts], [s.text for s in samples], **columns)
+        values = called(scorer, name, [p.text for p in prompts], [s.text for s in samples], **columns)
         if len(values) != len(samples):
             raise TrainingError(f"{name}: returned {len(values)} scores for {len(samples)} completions")
         for i, value in enumerate(values):
@@ -117,6 +117,20 @@ def from_scorer(scorer: Callable[..., list[float | None]], name: str = "reward")
         return list(values), {}
 
     return score
+
+
+def called(
+    scorer: Callable[..., list[float | None]], where: str, prompts: Sequence[str], texts: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """What a scorer returns; a mistake in the user's function is TrainingError, as its other faults are."""
+    try:
+        return scorer(prompts, texts, **columns)
+    except AlignloopError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"{where}: the reward raised {type(error).__name__}: {error}; mend the function (--debug shows where)"
+        ) from error
 
 
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:

@@ -157,4 +157,23 @@ def parse_settings(method: Method, values: Mapping[str, Any], where: str = "") -
             raise ConfigError(f"{place}: unknown setting of method {method.name}, {nearest(key, known)}")
         sorted_keys[home][key] = value
     parsed = {name: block.parse(sorted_keys[name], where) for name, block in blocks.items()}
-    return TrainSettings(rollout=parsed.pop("rollout", Rollout()), **parsed)  # type: ignore[arg-type]
+    settings = TrainSettings(rollout=parsed.pop("rollout", Rollout()), **parsed)  # type: ignore[arg-type]
+    _check_together(method, settings, f"{where}." if where else "")
+    return settings
+
+
+def _check_together(method: Method, settings: TrainSettings, where: str) -> None:
+    """Settings that are sound by themselves and not with this method."""
+    r, lora = settings.rollout, settings.model.lora
+    off = {"top_k": r.top_k != 0, "top_p": r.top_p != 1.0, "min_new_tokens": r.min_new_tokens != 0}
+    for name, changed in off.items():
+        if changed and "old" in method.needs:  # its log-probabilities must be of the distribution that was sampled
+            raise ConfigError(
+                f"{where}{name}: {method.name} learns from its own distribution, and {name} samples from another "
+                "(known symptom: negative KL); leave it at its default"
+            )
+    if method.needs & {"ref", "old"} and lora is not None and lora.dropout > 0:
+        raise ConfigError(
+            f"{where}lora.dropout: {method.name} compares log-probabilities of two moments, and dropout is noise in "
+            "one of them; set it to 0"
+        )

@@ -5,6 +5,8 @@
     output_dir/checkpoints/    what a killed run continues from
     output_dir/rollouts/       what an online method sampled, a shard a step
     output_dir/train.json      settings as resolved, data, parents, versions, how it ended
+
+Killed and called again, it continues to the same bytes.
 """
 
 from __future__ import annotations

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignloop.core.errors import TrainingError
+from alignloop.core.errors import DataError, TrainingError
 from alignloop.core.protocols import Engine
 from alignloop.core.types import Prompt, SamplingParams
+from alignloop.data.chat import ChatFormat
 from alignloop.training.scoring import ScoreSamples
 from alignloop.training.settings import Rollout
+
+
+def check_prompts(prompts: Sequence[Prompt], chat: ChatFormat, longest: int | None) -> None:
+    """DataError for the first prompt that leaves no room for a token of an answer in a context of `longest` tokens."""
+    for row, prompt in enumerate(prompts):
+        tokens = len(chat.prompt_ids(prompt.messages))
+        if longest is not None and tokens > longest - 1:
+            raise DataError(
+                f"prompt '{' '.join(prompt.text.split())[:40]}...' has {tokens} tokens, and the model's context of "
+                f"{longest} leaves no room for an answer; shorten it or leave it out",
+                file=prompt.source or None,
+                row=row + 1,
+            )
 
 
 def mean_reward(

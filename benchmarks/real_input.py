@@ -1,0 +1,232 @@
+"""The tables of docs/results.md that are not recipes: a real pretrained model on real human data, on a CPU.
+
+    python benchmarks/real_input.py hh       reward model on HH-RLHF harmless, 5-fold by prompt, beside a tf-idf floor
+    python benchmarks/real_input.py polite   SFT, reward model and DPO on the politeness pairs, held-out prompts
+    python benchmarks/real_input.py dolly    SFT on Dolly: perplexity and ROUGE before and after on held-out prompts
+    python benchmarks/real_input.py stories runs/stories    the figures and ten unpicked texts of a run of the recipe
+
+Data: the folder of --data, of ALIGNLOOP_DATA, or ../shared/data. Results are printed and written as JSON under --out.
+HH-RLHF holds offensive text on purpose: none of it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alignloop.core.errors import DataError
+from alignloop.core.types import Completion, Demonstration, Preference, Prompt, SamplingParams
+from alignloop.data import folds, load_demonstrations, load_preferences, split_by_prompt
+from alignloop.data.chat import ChatFormat
+from alignloop.data.collate import pair_rows
+from alignloop.evaluation.stats import wilson
+from alignloop.models.load import load_tokenizer
+from alignloop.pipeline.measure import Measured
+from alignloop.training.scoring import open_chat
+from alignloop.training.train import TrainResult, train
+
+FOLDS = 5
+CONTEXT = 512
+
+
+def hh(data: Path, model: Path, out: Path, *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
+    """5-fold accuracy of a reward model and of linear Bradley-Terry on tf-idf, on the same folds by prompt."""
+    file = data / "preference/hh-rlhf-harmless-base-test/test.jsonl.gz"
+    loaded = load_preferences(file, on_bad_row="skip", limit=limit)
+    print(loaded.report())
+    records, facts = usable(loaded.records, open_chat(model, load_tokenizer(model)))
+    found: dict[str, Any] = {"pairs": len(records), "skipped": len(loaded.skipped), **facts, "settings": settings}
+    splits = folds(records, FOLDS)
+    floor = [tfidf_accuracy(train_rows, test_rows) for train_rows, test_rows in splits]
+    found["tfidf"] = pooled(floor, [len(test) for _, test in splits])
+    print(json.dumps(found, indent=1), flush=True)
+    scored, seconds = [], []
+    for k, (train_rows, test_rows) in enumerate(splits):
+        done = train(
+            "reward", model=model, output_dir=out / f"hh/fold-{k}", data=train_rows, eval_data=test_rows, show=False,
+            save_every=0, **settings,
+        )  # fmt: skip
+        scored.append(done.metrics["eval_accuracy"])
+        seconds.append(done.seconds)
+        loss = done.metrics["eval_loss"]
+        print(f"fold {k}: accuracy {scored[-1]:.4f}, loss {loss:.4f}, {done.seconds:.0f} s", flush=True)
+    found["reward_model"] = pooled(scored, [len(test) for _, test in splits])
+    longer = [float(len(p.chosen.text) > len(p.rejected.text)) for p in records]
+    return {**found, "seconds": sum(seconds), "longer_preferred": statistics.mean(longer)}
+
+
+def usable(records: Sequence[Preference], chat: ChatFormat) -> tuple[list[Preference], dict[str, int]]:
+    """Pairs that differ and keep an answer within the context; how many rows lose tokens, how many fall out."""
+    kept, cut, out = [], 0, 0
+    for record in records:
+        try:
+            cut += pair_rows([record], chat, CONTEXT)[0].cut
+        except DataError:
+            out += 1
+            continue
+        kept.append(record)
+    return kept, {"rows_cut": cut, "rows_without_difference_in_context": out}
+
+
+def tfidf_accuracy(train_rows: Sequence[Preference], test_rows: Sequence[Preference]) -> float:
+    """Bradley-Terry with a linear score of the answers' tf-idf: logistic regression on differences, no intercept.
+
+    Every pair is learned in both directions, so that the classes are balanced.
+    """
+    import numpy as np
+    from scipy.sparse import vstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    words.fit([c.text for r in train_rows for c in (r.chosen, r.rejected)])
+
+    def difference(rows: Sequence[Preference]) -> Any:
+        return words.transform([r.chosen.text for r in rows]) - words.transform([r.rejected.text for r in rows])
+
+    x = difference(train_rows)
+    fit = LogisticRegression(C=1.0, fit_intercept=False, max_iter=1000)
+    fit.fit(vstack([x, -x]), np.repeat([1, 0], x.shape[0]))
+    score = fit.decision_function(difference(test_rows))
+    return float(np.mean((score > 0) + 0.5 * (score == 0)))
+
+
+def pooled(accuracies: Sequence[float], sizes: Sequence[int]) -> dict[str, Any]:
+    """Accuracy over all test parts together with its 95 % interval, and the spread over folds."""
+    n = sum(sizes)
+    mean = sum(a * size for a, size in zip(accuracies, sizes)) / n
+    interval = wilson(mean * n, n)
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return {"accuracy": mean, "ci": [interval.low, interval.high], "sd_over_folds": spread, "folds": list(accuracies)}
+
+
+def polite(data: Path, model: Path, out: Path, *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
+    """SFT on both answers, then a reward model and DPO on the pairs; figures of prompts that no stage has seen."""
+    file = data / "preference/raschka-dpo/instruction-data-with-preference.json"
+    loaded = load_preferences(file, on_bad_row="skip", limit=limit)
+    print(loaded.report())
+    records, facts = usable(loaded.records, open_chat(model, load_tokenizer(model)))
+    parts = split_by_prompt(records, {"train": 0.8, "test": 0.2}, salt="polite")
+    both = [d for r in parts["train"] for d in demonstrations(r)]
+    common = {"show": False, "save_every": 0, "per_device_train_batch_size": 16, "num_train_epochs": 2}
+    pairs = {"data": parts["train"], "eval_data": parts["test"]}
+
+    def stage(method: str, start: Path, given: dict[str, Any], **own: Any) -> TrainResult:
+        return train(method, model=start, output_dir=out / "polite" / method, **given, **{**common, **own, **settings})
+
+    sft = stage("sft", model, {"data": both}, learning_rate=1e-3, num_train_epochs=4)
+    rm = stage("reward", sft.path, pairs, learning_rate=1e-3)
+    dpo = stage("dpo", sft.path, pairs, learning_rate=3e-4)
+    n = len(parts["test"])
+    before, after = (first_answers(path, parts["test"]) for path in (sft.path, dpo.path))
+    texts = [{"prompt": p, "before": b, "after": a} for (p, b), (_, a) in zip(before, after)]
+    return {
+        "pairs": {"train": len(parts["train"]), "test": n, "skipped": len(loaded.skipped)},
+        **facts,
+        "reward_model": pooled([rm.metrics["eval_accuracy"]], [n]),
+        "dpo": pooled([dpo.metrics["eval_rewards/accuracies"]], [n]) | {"margin": dpo.metrics["eval_rewards/margins"]},
+        "tfidf": pooled([tfidf_accuracy(parts["train"], parts["test"])], [n]),
+        "seconds": {"sft": sft.seconds, "reward": rm.seconds, "dpo": dpo.seconds},
+        "texts": texts,
+    }
+
+
+def demonstrations(record: Preference) -> list[Demonstration]:
+    """Both answers of a comparison as demonstrations: the reference should know either manner."""
+    return [demonstration(record.prompt, answer) for answer in (record.chosen, record.rejected)]
+
+
+def demonstration(prompt: Prompt, answer: Completion) -> Demonstration:
+    """One answer to imitate."""
+    return Demonstration(f"{prompt.id}-{answer.id}", prompt, answer)
+
+
+def first_answers(path: Path, records: Sequence[Preference], most: int = 5) -> list[tuple[str, str]]:
+    """Answers to the first prompts, drawn at temperature 1 with the same random numbers for every model."""
+    prompts = list({r.prompt.id: r.prompt for r in records}.values())[:most]
+    said = Measured("", str(path)).answer(prompts, 1, SamplingParams(max_new_tokens=64, seed=0))
+    return [(p.text, text) for p, text in zip(said.asked, said.texts)]
+
+
+def dolly(data: Path, model: Path, out: Path, *, limit: int | None = None, **settings: Any) -> dict[str, Any]:
+    """SFT on the rows that are not cut; perplexity and ROUGE on held-out prompts, before and after."""
+    loaded = load_demonstrations(data / "sft/dolly-15k/dolly_part.jsonl.gz", limit=limit)
+    print(loaded.report())
+    whole = [r for r in loaded.records if not r.prompt.extra["maybe_cut"]]
+    chat = open_chat(model, load_tokenizer(model))
+    short = [r for r in whole if len(chat.encode(r).prompt) + len(chat.encode(r).response) <= CONTEXT]
+    parts = split_by_prompt(short, {"train": 0.9, "test": 0.1}, salt="dolly")
+    held = parts["test"]
+    done = train(
+        "sft", model=model, output_dir=out / "dolly/sft", data=parts["train"], show=False, save_every=0, **settings
+    )
+    asked = [r for r in held if len(chat.encode(r).prompt) <= CONTEXT - 128][:200]
+    rows: dict[str, Any] = {}
+    for name, path in (("before", model), ("after", done.path)):
+        ended, words = Measured(name, str(path)), Measured(name, str(path), append_eos=False)
+        rows[name] = {
+            "perplexity": asdict(ended.perplexity(held)),
+            "perplexity_without_end_token": asdict(words.perplexity(held)),
+            "rouge": ended.rouge(asked, 128),
+        }
+        print(name, json.dumps(rows[name]), flush=True)
+    counts = {"rows": len(loaded.records), "whole": len(whole), "within_context": len(short)}
+    counts |= {"train": len(parts["train"]), "test": len(held), "rouge_on": len(asked)}
+    return {**counts, "seconds": done.seconds, **rows}
+
+
+def stories(run: Path, most: int = 10) -> dict[str, Any]:
+    """The promised figures of a run of configs/stories.yaml, and its first answers to the first ten prompts."""
+    report_file = next(run.glob("stages/report/*/work/report.json"))
+    report = json.loads(report_file.read_text(encoding="utf-8"))
+    lines = (report_file.parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    first: dict[str, dict[str, str]] = {}
+    for row in map(json.loads, lines):
+        words = row["prompt"]["messages"][0]["content"]
+        first.setdefault(row["model"], {}).setdefault(row["prompt"]["id"], f"{words}|{row['text']}".replace("\n", " "))
+    wanted = ("gold", "reward", "kl", "text", "win_rate", "reward_model", "annotators", "stages")
+    figures = {name: report[name] for name in wanted if name in report}
+    return {**figures, "texts": {name: list(said.values())[:most] for name, said in first.items()}}
+
+
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"hh": hh, "polite": polite, "dolly": dolly}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hh": {"learning_rate": 1e-3, "num_train_epochs": 1, "per_device_train_batch_size": 16},
+    "polite": {},
+    "dolly": {"learning_rate": 1e-3, "num_train_epochs": 1, "per_device_train_batch_size": 16},
+}
+
+
+def main() -> None:
+    """Run one benchmark, print and save what it found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*BENCHMARKS, "stories"])
+    parser.add_argument("run", type=Path, nargs="?", help="stories: the run's folder")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ALIGNLOOP_DATA", "../shared/data")))
+    parser.add_argument("--out", type=Path, default=Path("runs/real-input"))
+    parser.add_argument("--limit", type=int, help="rows to read, for a quick look")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the training")
+    given = parser.parse_args()
+    if given.what == "stories":
+        if given.run is None:
+            parser.error("stories needs the folder of a run")
+        found = stories(given.run)
+    else:
+        own = {key: json.loads(value) for key, _, value in (text.partition("=") for text in given.set)}
+        model = given.data / "models/stories260K/hf"
+        settings = {**SETTINGS[given.what], **own}
+        found = BENCHMARKS[given.what](given.data, model, given.out, limit=given.limit, **settings)
+    given.out.mkdir(parents=True, exist_ok=True)
+    blob = json.dumps(found, indent=1, ensure_ascii=False)
+    (given.out / f"{given.what}.json").write_text(blob + "\n", encoding="utf-8")
+    print(blob)
+
+
+if __name__ == "__main__":
+    main()
