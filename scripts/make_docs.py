@@ -3,7 +3,7 @@
     python scripts/make_docs.py            # after a setting, a metric, a command or a method has changed
     python scripts/make_docs.py --check
 
-A generated part stands between ``<!-- generated: KIND ARGUMENT -->`` and ``<!-- end -->``; `GENERATORS` lists the kinds.
+A generated part stands between ``<!-- generated: KIND ARGUMENT -->`` and ``<!-- end -->``; `GENERATORS` has the kinds.
 Everything comes from the package itself: settings from the Config classes and the docstrings under their fields,
 metrics from the report's glossary, commands from the command line, masks from a real tokenizer.
 """
@@ -23,7 +23,7 @@ from pydantic_core import PydanticUndefined
 ROOT = Path(__file__).resolve().parents[1]
 SKIP = {"results.md"}  # measured tables, written by hand
 PART = re.compile(
-    r"(?P<head><!-- generated: (?P<kind>[a-z]+)(?: (?P<argument>.+?))? -->\n).*?(?P<tail><!-- end -->)", re.S
+    r"(?P<head><!-- generated: (?P<kind>[a-z]+)(?: (?P<argument>[^>\n]+?))? -->\n).*?(?P<tail><!-- end -->)", re.S
 )
 
 Rows = Iterable[Sequence[str]]
@@ -132,7 +132,8 @@ def methods(_: str) -> str:
 
 WRITTEN: dict[str, tuple[str, ...]] = {
     "every": (
-        "loss", "eval_loss", "grad_norm", "learning_rate", "skipped_updates", "step_tokens", "num_tokens", "epoch_share",
+        "loss", "eval_loss", "grad_norm", "learning_rate", "skipped_updates", "step_tokens", "num_tokens",
+        "epoch_share",
     ),
     "sft": ("nll", "entropy"),
     "reward": ("accuracy", "margin", "mean_reward", "longer_preferred", "longer_chosen"),
@@ -264,7 +265,8 @@ def _help(parameter: Any) -> str:
     if parameter.required and parameter.opts[0].startswith("-"):
         notes.append("Required.")
     default = parameter.default
-    if default not in (None, False, ()) and not callable(default) and parameter.opts[0].startswith("-"):
+    shown = default is not None and not isinstance(default, bool) and default != () and not callable(default)
+    if shown and parameter.opts[0].startswith("-"):
         notes.append(f"Default: {default}.")
     return " ".join(n for n in notes if n)
 

@@ -77,5 +77,5 @@ def test_it_speaks_of_what_it_is_asked(model: Any, tokenizer: Any) -> None:
     out = model.generate(**encoded, do_sample=True, top_k=0, max_new_tokens=140, num_return_sequences=4)
     texts = tokenizer.batch_decode(out[:, encoded.input_ids.shape[1] :], skip_special_tokens=True)
     judged = [gold(asked[i // 4].extra["topic"], words) for i, words in enumerate(texts)]
-    assert sum(readability(g) for g in judged) / len(judged) <= 0.3
+    assert sum(readability(g) for g in judged) / len(judged) <= 0.2
     assert sum(g.total for g in judged) / len(judged) > 3.0

@@ -99,8 +99,18 @@ def simulated(annotators: Sequence[str | Mapping[str, Any]], seed: int) -> list[
             raise ConfigError(f"annotators: '{name}' is not available; {nearest(name, RATERS)}")
         if name == "simulated":
             options = dict(one) if isinstance(one, Mapping) else {}
-            people += panel(int(options.pop("simulated", 20)), seed, **options)
+            people += _panel(options.pop("simulated", 20), seed, options)
     return people
+
+
+def _panel(how_many: Any, seed: int, options: Mapping[str, Any]) -> list[SimulatedAnnotator]:
+    """A panel of the usual mixture. ConfigError for a setting that it does not have."""
+    for name, value in [("simulated", how_many), *options.items()]:
+        if name not in ("simulated", "tie", "strong"):
+            raise ConfigError(f"annotators.simulated.{name}: unknown setting, {nearest(name, ('tie', 'strong'))}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"annotators.{name}: {value!r} is no number")
+    return panel(int(how_many), seed, **options)
 
 
 def _overlap(stage: Annotate) -> Overlap:

@@ -83,7 +83,7 @@ class Work:
 def batch_arithmetic(b: Batching) -> Work:
     """prompts × samples × epochs sequences, in steps of micro × accumulation × processes.
 
-    The last step of a rollout (online) or of a pass (offline) takes what is left, so updates are rounded up there.
+    The last step of a rollout (online) or of the run (offline) takes what is left, so updates are rounded up there.
     ConfigError where a number is not positive.
     """
     for name in ("prompts", "samples", "micro_batch", "accumulation", "world", "update_epochs"):
@@ -103,7 +103,7 @@ def batch_arithmetic(b: Batching) -> Work:
         generated = sequences * length
     else:
         sequences = seen * b.samples
-        updates = math.ceil(math.ceil(b.prompts * b.samples / per_step) * b.epochs)
+        updates = math.ceil(sequences / per_step)
         trained, generated = sequences * length, 0
     return Work(sequences, per_step, updates, generated, trained)
 
@@ -219,7 +219,7 @@ def _step_text(b: Batching) -> str:
 
 def _updates_text(b: Batching) -> str:
     if not b.online:
-        return "sequences / sequences a step, rounded up each epoch"
+        return "sequences / sequences a step, rounded up"
     per_rollout = b.prompts_per_rollout or b.prompts
     return f"rollouts of {per_rollout} prompts × {b.samples}, {b.update_epochs} update epochs each"
 

@@ -8,11 +8,12 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
+from rich.text import Text
 
 from alignloop.pipeline.checks import check_lengths, check_plan, root_model
 from alignloop.pipeline.inputs import chosen_prompts, records
@@ -21,123 +22,170 @@ from alignloop.pipeline.preflight import Batching, HeldModel, parameters_on_disk
 from alignloop.pipeline.runner import StageContext
 from alignloop.pipeline.spec import Annotate, Evaluate, Generate, Train
 
+if TYPE_CHECKING:
+    from alignloop.core.protocols import Method
+    from alignloop.training.settings import TrainSettings
+
 UTILISATION = 0.25
 """Share of the matrix-product rate that a whole training step reaches, roughly, on a CPU."""
 
 
 def preflight(plan: Plan) -> Iterator[RenderableType]:
-    """Tables for every train stage, in order. Raises the readers' errors for a bad source."""
+    """Tables for every train stage, in order, and what was left out of a source. Raises the readers' errors."""
     check_plan(plan)
     rate = UTILISATION * matmul_rate()
-    counts: dict[str, int] = {}
+    sources = _Sources(plan)
     for planned in plan.stages:
         stage = planned.stage
-        if isinstance(stage, Generate):
-            counts[planned.name] = _prompts_of(plan, planned, stage, counts)
-        elif isinstance(stage, Annotate):
-            counts[planned.name] = _pairs_of(plan, stage, counts)
-        elif isinstance(stage, Evaluate):
-            for field, kind in (("prompts", "prompts"), ("data", "demonstrations"), ("votes", "pairs")):
-                if getattr(stage, field) is not None:
-                    _count(plan, planned, getattr(stage, field), kind, counts)
-        elif isinstance(stage, Train):
-            yield from _train_tables(plan, planned, stage, counts, rate)
+        if isinstance(stage, Train):
+            yield from _train_tables(sources, planned, stage, rate)
+        else:
+            sources.look_at(planned)
+        yield from map(Text, sources.told())
 
 
-def _train_tables(
-    plan: Plan, planned: Planned, stage: Train, counts: Mapping[str, int], rate: float
-) -> Iterator[RenderableType]:
+def _train_tables(sources: _Sources, planned: Planned, stage: Train, rate: float) -> Iterator[RenderableType]:
     from alignloop.training.settings import parse_settings
     from alignloop.training.train import find_method
 
     method = find_method(stage.method)
     settings = parse_settings(method, stage.settings, f"stages.{planned.name}")
-    online = method.data == "prompts"
-    rows = _count(plan, planned, stage.prompts if online else stage.data, method.data, counts)
+    rows = sources.count(planned, stage.prompts if method.data == "prompts" else stage.data, method.data)
     for extra, kind in ((stage.eval_data, method.data), (stage.eval_prompts, "prompts")):
         if extra is not None:
-            _count(plan, planned, extra, kind, counts)
-    parameters = _parameters(plan, stage.model or "")
+            sources.count(planned, extra, kind)
+    held = _models_held(sources.plan, stage, method, settings)
+    if held:
+        work = work_rows(_batching(method, settings, max(1, rows)), held[0].parameters, rate, len(held) - 1)
+        yield render_models(held, f"{planned.name}: models held")
+        yield render_work(work, f"{planned.name}: work (lengths assumed)")
+
+
+def _models_held(plan: Plan, stage: Train, method: Method, settings: TrainSettings) -> list[HeldModel]:
+    """The models of a train stage; none where the weights are not on this disk."""
+    model, lora = stage.model or "", settings.model.lora is not None
+    parameters = _parameters(plan, model)
     if not parameters:
-        return
-    trained = parameters if settings.model.lora is None else 0
-    held = [HeldModel("policy" if stage.method != "reward" else "reward", stage.model or "", parameters, trained)]
-    if "ref" in method.needs and settings.model.lora is None:
-        held.append(HeldModel("reference", stage.reference or stage.model or "", parameters))
-    if isinstance(stage.reward, str):
-        held.append(HeldModel("reward", stage.reward, parameters))
+        return []
+    role = "reward" if stage.method == "reward" else "policy"
+    held = [HeldModel(role, model, parameters, 0 if lora else parameters)]
+    reference = stage.reference or model
+    if "ref" in method.needs and (not lora or reference != model):
+        held.append(HeldModel("reference", reference, _parameters(plan, reference) or parameters))
+    learned = stage.reward if isinstance(stage.reward, str) and _parameters(plan, stage.reward) else None
+    if learned:
+        held.append(HeldModel("reward", learned, _parameters(plan, learned)))
     if "value" in method.needs and settings.method.critic.layout == "separate":
-        held.append(HeldModel("critic", str(stage.reward), parameters, parameters))
-    yield render_models(held, f"{planned.name}: models held")
+        size = _parameters(plan, learned or model)
+        held.append(HeldModel("critic", learned or model, size, size))
+    return held
+
+
+def _batching(method: Method, settings: TrainSettings, rows: int) -> Batching:
+    """The numbers of a train stage on `rows` records; a limit of steps counts as the passes it comes to."""
     loop, rollout = settings.loop, settings.rollout
-    answers = 2 if method.data == "pairs" else 1
-    batching = Batching(
-        prompts=rollout.rollout_batch_size * loop.max_steps if online and loop.max_steps > 0 else max(1, rows),
-        samples=rollout.num_generations if online else answers,
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    online = method.data == "prompts"
+    answers = rollout.num_generations if online else 2 if method.data == "pairs" else 1
+    step = loop.per_device_train_batch_size * loop.gradient_accumulation_steps * world
+    per_step = rollout.rollout_batch_size if online else step
+    return Batching(
+        prompts=rows,
+        samples=answers,
         prompts_per_rollout=rollout.rollout_batch_size if online else 0,
         micro_batch=loop.per_device_train_batch_size * (1 if online else answers),
         accumulation=loop.gradient_accumulation_steps,
-        world=int(os.environ.get("WORLD_SIZE", "1")),
-        epochs=1.0 if online and loop.max_steps > 0 else loop.num_train_epochs,
+        world=world,
+        epochs=loop.max_steps * per_step / rows if loop.max_steps > 0 else loop.num_train_epochs,
         update_epochs=settings.method.num_ppo_epochs if online else 1,
         mini_batches=settings.method.num_mini_batches if online else 0,
         prompt_tokens=32,
         answer_tokens=rollout.max_completion_length if online else 64,
         online=online,
     )
-    references = len(held) - 1
-    yield render_work(work_rows(batching, parameters, rate, references), f"{planned.name}: work (lengths assumed)")
 
 
-def _count(plan: Plan, planned: Planned, data: Any, kind: str, counts: Mapping[str, int]) -> int:
-    """Records of some data: read now where it is a source, known from the plan where it is a stage."""
-    sources = data if isinstance(data, list | tuple) else [data]
-    stages = [s for s in sources if isinstance(s, str) and s in counts]
-    others = [s for s in sources if not (isinstance(s, str) and s in counts)]
-    known = sum(counts[s] for s in stages)
-    if not others:
-        return known
-    found = records(_reading(plan, planned), others, kind)
-    if kind == "prompts":
-        check_lengths(plan, planned, found)
-    return known + len(found)
+class _Sources:
+    """The data of a plan, read once before it starts: how many records each stage will have, and what was left out."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self._counts: dict[str, int] = {}
+        self._notes = _Notes(logging.WARNING)
+        self._log = logging.Logger("alignloop.preflight")
+        self._log.addHandler(self._notes)
+
+    def told(self) -> list[str]:
+        """What the readers had to say since the last call: rows that were left out."""
+        lines, self._notes.lines = self._notes.lines, []
+        return lines
+
+    def look_at(self, planned: Planned) -> None:
+        """Read what a stage reads, and remember how many records it hands on."""
+        stage = planned.stage
+        if isinstance(stage, Generate):
+            self._counts[planned.name] = self._prompts(planned, stage)
+        elif isinstance(stage, Annotate):
+            self._counts[planned.name] = self._pairs(stage)
+        elif isinstance(stage, Evaluate):
+            for field, kind in (("prompts", "prompts"), ("data", "demonstrations"), ("votes", "pairs")):
+                if getattr(stage, field) is not None:
+                    self.count(planned, getattr(stage, field), kind)
+
+    def count(self, planned: Planned, data: Any, kind: str) -> int:
+        """Records of some data: read now where it is a source, known from the plan where it is a stage."""
+        sources = data if isinstance(data, list | tuple) else [data]
+        stages = [s for s in sources if isinstance(s, str) and s in self._counts]
+        others = [s for s in sources if not (isinstance(s, str) and s in self._counts)]
+        found = records(self._context(planned), others, kind) if others else []
+        if kind == "prompts" and found:
+            check_lengths(self.plan, planned, found)
+        return sum(self._counts[s] for s in stages) + len(found)
+
+    def _prompts(self, planned: Planned, stage: Generate) -> int:
+        if isinstance(stage.prompts, str) and stage.prompts in self._counts:
+            known = self._counts[stage.prompts]
+            return min(known, stage.limit or known)
+        prompts = chosen_prompts(self._context(planned), stage)
+        check_lengths(self.plan, planned, prompts)
+        return len(prompts)
+
+    def _pairs(self, stage: Annotate) -> int:
+        """Comparisons that an annotate stage will hand on for training, if every answer is another one."""
+        pairs = 0
+        for name in [stage.samples] if isinstance(stage.samples, str) else stage.samples:
+            drawn = self.plan[name].stage
+            possible = math.comb(drawn.n, 2) if isinstance(drawn, Generate) else 1
+            pairs += self._counts[name] * (possible if stage.pairs == "all" else min(stage.pairs, possible))
+        return round((1 - stage.held_out) * pairs)
+
+    def _context(self, planned: Planned) -> StageContext:
+        """A context that can read sources and nothing else."""
+        nowhere = Path(os.devnull)
+        return StageContext(
+            name=f"stages.{planned.name}",
+            stage=planned.stage,
+            recipe=self.plan.recipe,
+            inputs={},
+            folder=nowhere,
+            run_dir=nowhere,
+            seed=self.plan.recipe.seed,
+            store="",
+            round=planned.round,
+            log=self._log,
+            progress=lambda *_: None,
+        )
 
 
-def _prompts_of(plan: Plan, planned: Planned, stage: Generate, counts: Mapping[str, int]) -> int:
-    """Prompts of a generate stage, read now and checked unless another stage gives them."""
-    if isinstance(stage.prompts, str) and stage.prompts in counts:
-        return min(counts[stage.prompts], stage.limit or counts[stage.prompts])
-    prompts = chosen_prompts(_reading(plan, planned), stage)
-    check_lengths(plan, planned, prompts)
-    return len(prompts)
+class _Notes(logging.Handler):
+    """Keeps what is logged."""
 
+    def __init__(self, level: int):
+        super().__init__(level)
+        self.lines: list[str] = []
 
-def _pairs_of(plan: Plan, stage: Annotate, counts: Mapping[str, int]) -> int:
-    """Comparisons that an annotate stage will hand on for training, if every answer is another one."""
-    pairs = 0
-    for name in [stage.samples] if isinstance(stage.samples, str) else stage.samples:
-        drawn = plan[name].stage
-        possible = math.comb(drawn.n, 2) if isinstance(drawn, Generate) else 1
-        pairs += counts[name] * (possible if stage.pairs == "all" else min(stage.pairs, possible))
-    return round((1 - stage.held_out) * pairs)
-
-
-def _reading(plan: Plan, planned: Planned) -> StageContext:
-    """A context that can read sources and nothing else; rows that a source leaves out are told on stderr."""
-    nowhere = Path(os.devnull)
-    return StageContext(
-        name=f"stages.{planned.name}",
-        stage=planned.stage,
-        recipe=plan.recipe,
-        inputs={},
-        folder=nowhere,
-        run_dir=nowhere,
-        seed=plan.recipe.seed,
-        store="",
-        round=planned.round,
-        log=logging.getLogger("alignloop.preflight"),
-        progress=lambda *_: None,
-    )
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def _parameters(plan: Plan, model: str) -> int:
