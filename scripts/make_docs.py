@@ -133,7 +133,7 @@ def methods(_: str) -> str:
 WRITTEN: dict[str, tuple[str, ...]] = {
     "every": (
         "loss", "eval_loss", "grad_norm", "learning_rate", "skipped_updates", "step_tokens", "num_tokens",
-        "epoch_share",
+        "epoch",
     ),
     "sft": ("nll", "entropy"),
     "reward": ("accuracy", "margin", "mean_reward", "longer_preferred", "longer_chosen"),
@@ -155,7 +155,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
 
 UNWRITTEN = (
     "mean_token_accuracy", "min_reward", "max_reward", "center_rewards", "logits/chosen", "logits/rejected",
-    "skipped_steps", "num_sequences", "epoch", "tokens_per_second", "length_mean", "length_p95", "explained_variance",
+    "skipped_steps", "num_sequences", "tokens_per_second", "length_mean", "length_p95", "explained_variance",
     "advantage_mean", "advantage_std", "value_mean", "sampler_kl", "early_stop", "repeats", "nll_per_token",
 )  # fmt: skip
 """Names that the glossary explains and that nothing writes yet."""

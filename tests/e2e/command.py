@@ -73,7 +73,7 @@ def alignloop(*arguments: str, cwd: Path, launcher: tuple[str, ...] = (), **more
 
 
 def here(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
-    """The command in this process: the same entry point without seconds of imports. A defect's traceback is in `err`."""
+    """The command in this process: the same entry point without seconds of imports; a traceback lands in `err`."""
     out, err = io.StringIO(), io.StringIO()
     before, kept = Path.cwd(), dict(os.environ)
     os.environ.update(env or {})

@@ -15,7 +15,17 @@ from tests.e2e.command import Ended, alignloop, here
 from tests.e2e.conftest import change
 
 TRAIN = ("--model", "base", "-o", "out", "--max-steps", "2")
-PPO = ("train", "ppo", *TRAIN, "--prompts", "prompts.jsonl", "--rollout-batch-size", "4", "--max-completion-length", "4")
+PPO = (
+    "train",
+    "ppo",
+    *TRAIN,
+    "--prompts",
+    "prompts.jsonl",
+    "--rollout-batch-size",
+    "4",
+    "--max-completion-length",
+    "4",
+)
 
 
 def nothing_spent(folder: Path) -> None:
@@ -32,10 +42,16 @@ GOOD = row(prompt="ab ", chosen="x", rejected="z")
 
 DATA: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "empty": (b"", ("bad.jsonl", "holds no rows", "give a file")),
-    "columns": (row(question="a", answer="b").encode(), ("bad.jsonl", "question, answer", "explicit (prompt, chosen, rejected)", "columns:")),
+    "columns": (
+        row(question="a", answer="b").encode(),
+        ("bad.jsonl", "question, answer", "explicit (prompt, chosen, rejected)", "columns:"),
+    ),
     "encoding": (GOOD.encode() + b'{"prompt": "\xff"}\n', ("bad.jsonl", "row 2", "UTF-8")),
     "json": ((GOOD + '{"prompt": "ab ", "chos\n').encode(), ("bad.jsonl", "row 2", "JSON")),
-    "equal": ((GOOD + row(prompt="ab ", chosen="x", rejected="x")).encode(), ("row 2", "equals rejected", "on_bad_row")),
+    "equal": (
+        (GOOD + row(prompt="ab ", chosen="x", rejected="x")).encode(),
+        ("row 2", "equals rejected", "on_bad_row"),
+    ),
     "type": ((GOOD + row(prompt="ab ", chosen=3, rejected="x")).encode(), ("row 2", "chosen", "on_bad_row")),
     "missing": (b"-", ("nowhere.jsonl", "no such file")),
 }
@@ -212,7 +228,10 @@ def test_store_that_is_no_database(place: Path) -> None:
     recipe = yaml.safe_load((place / "loop.yaml").read_text())
     (place / "notes.txt").write_text("these are notes, not a database\n" * 100)
     (place / "loop.yaml").write_text(yaml.safe_dump({**recipe, "store": "sqlite:///notes.txt"}))
-    assert "notes.txt" in (refused := here("run", "loop.yaml", cwd=place).refusal) and "not an alignloop database" in refused
+    assert (
+        "notes.txt" in (refused := here("run", "loop.yaml", cwd=place).refusal)
+        and "not an alignloop database" in refused
+    )
     nothing_spent(place)
     assert (place / "notes.txt").read_text().startswith("these are notes")
 

@@ -15,7 +15,16 @@ import pytest
 
 from tests.e2e.command import die, forked, here, start
 
-LINE = ("run", "loop.yaml", "--until", "dpo", "--until", "ppo", "--set", "stages.samples.n=40")  # three pieces of samples
+LINE = (
+    "run",
+    "loop.yaml",
+    "--until",
+    "dpo",
+    "--until",
+    "ppo",
+    "--set",
+    "stages.samples.n=40",
+)  # three pieces of samples
 
 
 def at_call(target: str, count: int, *, before: bool = True) -> Callable[[], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,12 @@ def test_generate_is_fixed_by_its_seed(finished: Finished) -> None:
     assert one == drawn(1) and one != drawn(2)
     assert all(r["tokens"] <= 6 and r["finish_reason"] in ("stop", "length") for r in one)
     text = here(*line, "--seed", "1", cwd=finished.folder).out
-    assert text.splitlines() == ["> ai ", *(r["completion"] for r in one[:3]), "> bj ", *(r["completion"] for r in one[3:])]
+    assert text.splitlines() == [
+        "> ai ",
+        *(r["completion"] for r in one[:3]),
+        "> bj ",
+        *(r["completion"] for r in one[3:]),
+    ]
 
 
 def test_score_by_function_and_rule(finished: Finished) -> None:
@@ -233,3 +239,23 @@ def test_methods_and_environment() -> None:
         assert method["paper"] and all(s["about"] for s in method["settings"]), method["name"]
     facts = alignloop("env", "--json", cwd=Path.cwd()).json()
     assert facts["versions"]["torch"] and facts["machine"]["threads"] == 1
+
+
+def test_forced_stages_run_again_to_the_same_bytes(finished: Finished) -> None:
+    model, snapshot = finished.output("ppo", "model") / "model.safetensors", finished.output("votes", "snapshot")
+    before = (model.read_bytes(), (snapshot / "rows.jsonl").read_bytes(), model.stat().st_mtime_ns)
+    again = here("run", "loop.yaml", "--force", "votes", "--force", "ppo", cwd=finished.folder)
+    assert again.code == 0, again.err
+    assert again.out.count("done before") == 5
+    assert (model.read_bytes(), (snapshot / "rows.jsonl").read_bytes()) == before[:2]
+    assert model.stat().st_mtime_ns > before[2]
+
+
+def test_a_run_folder_may_be_moved(finished: Finished) -> None:
+    """Everything is taken from the cache where it lies now, and lineage still leads to the judgements."""
+    shutil.copytree(finished.run, finished.folder / "moved")
+    line = ("run", "loop.yaml", "--out", "moved", "--until", "dpo", "--set", "stages.dpo.max_steps=2")
+    done = here(*line, cwd=finished.folder)
+    assert done.code == 0 and done.out.count("done before") == 3, done.out + done.err
+    tree = here("lineage", "dpo", "--run", "moved", cwd=finished.folder).out
+    assert "moved/stages/dpo" in tree and "model sft" in tree and "model base" in tree and "judgements" in tree

@@ -30,9 +30,9 @@ PPO = {
 }
 
 
-def run(folder: Path, stages: dict[str, Any], *more: str) -> Ended:
-    (folder / "r.yaml").write_text(yaml.safe_dump({"name": "r", "model": "base", "stages": stages}, sort_keys=False))
-    return here("run", "r.yaml", *more, cwd=folder)
+def run(folder: Path, stages: dict[str, Any], model: str = "base") -> Ended:
+    (folder / "r.yaml").write_text(yaml.safe_dump({"name": "r", "model": model, "stages": stages}, sort_keys=False))
+    return here("run", "r.yaml", cwd=folder)
 
 
 def output(folder: Path, stage: str, name: str) -> Path:
@@ -68,7 +68,14 @@ def adapters(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "kept": {**PPO, "model": "sft"},
         "fresh": {**PPO, "model": "sft", "lora": {"r": 2}},
         "named": {**PPO, "model": "sft", "reference": "sft", "lora": {"r": 2}},
-        "dpo": {"do": "train", "method": "dpo", "model": "sft", "data": "pairs.jsonl", "lora": {"r": 2}, "max_steps": 2},
+        "dpo": {
+            "do": "train",
+            "method": "dpo",
+            "model": "sft",
+            "data": "pairs.jsonl",
+            "lora": {"r": 2},
+            "max_steps": 2,
+        },
         "reward": {"do": "train", "method": "reward", "model": "sft", "data": "pairs.jsonl", "max_steps": 2},
     }
     done = run(folder, stages)
@@ -83,7 +90,9 @@ def test_the_reference_of_an_adapter_on_an_adapter_is_sft(adapters: Path, stage:
     from transformers import AutoModelForCausalLM
 
     first = metrics(adapters, stage)[0]
-    assert first["objective/kl"] == pytest.approx(0, abs=1e-5) and first["objective/kl_k3"] == pytest.approx(0, abs=1e-6)
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-5) and first["objective/kl_k3"] == pytest.approx(
+        0, abs=1e-6
+    )
     (shard, *_) = sorted((output(adapters, stage, "train").parent / "rollouts" / "rank-0").glob("*.jsonl"))
     samples = read_shard(shard)
 
@@ -109,7 +118,9 @@ def test_the_reference_of_an_adapter_on_an_adapter_is_sft(adapters: Path, stage:
 
 
 def test_adapters_are_saved_as_what_they_are(adapters: Path) -> None:
-    files = {s: {p.name for p in output(adapters, s, "model").iterdir()} for s in ("sft", "kept", "fresh", "dpo", "reward")}
+    files = {
+        s: {p.name for p in output(adapters, s, "model").iterdir()} for s in ("sft", "kept", "fresh", "dpo", "reward")
+    }
     assert "adapter_model.safetensors" in files["sft"] & files["kept"]
     # no folder holds the base that these grew on (base + SFT's adapter): they are saved whole, as are reward models
     assert "model.safetensors" in files["fresh"] & files["dpo"] & files["reward"]
@@ -123,7 +134,12 @@ def test_people_are_waited_for(place: Path) -> None:
     first = here("run", "loop.yaml", cwd=place)
     assert first.code == 3 and "start the same command again" in first.out, first.err
     status = here("status", "--json", cwd=place).json()
-    assert status["status"] == "waiting" and [s["status"] for s in status["stages"]] == ["done", "done", "waiting", "pending"]
+    assert status["status"] == "waiting" and [s["status"] for s in status["stages"]] == [
+        "done",
+        "done",
+        "waiting",
+        "pending",
+    ]
     message = status["stages"][2]["message"]
     project = message.split("'")[1]
     assert message.startswith("38 judgements")  # 32 comparisons, and two more votes on 10 % of them
@@ -150,3 +166,37 @@ def judge(store: Store, project: str, person: str, at_most: int = 10**6) -> int:
         submit(store, card, Verdict(strength=(left > right) - (left < right), active_ms=900, wall_ms=1000))
         done += 1
     return done
+
+
+def test_texts_with_line_separators(place: Path) -> None:
+    """U+2028 and U+0085 end a line for str.splitlines, not for JSON lines."""
+    rows = [{"prompt": "ab\u2028cd\u0085 "}, {"prompt": "ef "}]
+    (place / "odd.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    stages = {
+        "samples": {"do": "generate", "prompts": "odd.jsonl", "split": "all", "n": 8, "max_new_tokens": 8},
+        "votes": {
+            "do": "annotate",
+            "samples": "samples",
+            "annotators": [{"simulated": 3}],
+            "reward": "toys.py:count_x",
+        },
+        "again": {"do": "generate", "prompts": "samples", "split": "all", "n": 1, "max_new_tokens": 4},
+    }
+    done = run(place, stages)
+    assert done.code == 0, done.out + done.err
+    assert run(place, stages).out.count("done before") == 3
+    samples = output(place, "samples", "samples").read_text(encoding="utf-8")
+    assert json.loads(samples.split("\n")[0])["prompt"]["messages"][0]["content"] == "ab\u2028cd\u0085 "
+
+
+def test_another_base_model_in_the_same_folder_is_measured_anew(place: Path) -> None:
+    from alignloop.models.tiny import save_tiny
+
+    stages = {"report": {"do": "evaluate", "models": ["base"], "prompts": "test.jsonl", "reward": "toys.py:count_x"}}
+    stages["report"]["max_new_tokens"] = 4
+    save_tiny(place / "start", seed=4)
+    assert run(place, stages, "start").code == 0
+    assert "done before" in run(place, stages, "start").out
+    save_tiny(place / "start", seed=5)
+    again = run(place, stages, "start")
+    assert again.code == 0 and "done before" not in again.out

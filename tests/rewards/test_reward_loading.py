@@ -156,9 +156,9 @@ def test_reward_model_folder_is_opened_by_the_caller(tmp_path):
         load_scorer(str(tmp_path))
     seen: list[int] = []
 
-    def score_texts(prompts, texts):
+    def score_texts(prompts, texts, cut):
         seen.append(len(texts))
-        return [len(p.text) + 10.0 * len(t) for p, t in zip(prompts, texts, strict=True)]
+        return [len(p.text) + 10.0 * len(t) - 100.0 * c for p, t, c in zip(prompts, texts, cut, strict=True)]
 
     scorer = load_scorer(
         {"model": str(tmp_path), "name": "rm"}, open_model=lambda folder: RewardModelScorer(folder.name, score_texts, 2)
@@ -167,3 +167,4 @@ def test_reward_model_folder_is_opened_by_the_caller(tmp_path):
     assert seen == [2, 1] and scorer.name == "rm"
     chat = [Prompt("1", (Message("user", "four"),))]
     assert scorer(["ignored"], ["a"], prompt_records=chat) == [14.0]
+    assert scorer(["p", "p"], ["a", "a"], truncated=[False, True]) == [11.0, -89.0]

@@ -74,7 +74,7 @@ class Config(Base):
     num_ppo_epochs: int = Field(4, ge=1)
     """Passes over one rollout batch. The batch is not used again after them."""
     num_mini_batches: int = Field(1, ge=1)
-    """Optimizer steps of one pass; must divide the rollout batch."""
+    """Optimizer steps of one pass, of equal size as far as the rollout batch divides."""
     c_h: float = Field(0.0, ge=0)
     """Weight of the exact entropy, which keeps the policy exploring."""
     reduction: Literal["token_mean", "seq_mean_token_mean"] = "token_mean"

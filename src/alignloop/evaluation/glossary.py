@@ -103,7 +103,6 @@ _EVERY_STAGE = {
     "skipped_steps": _x("Updates dropped because a number was not finite.", "0"),
     "skipped_updates": _x("Updates dropped so far because a number was not finite.", "0"),
     "step_tokens": _x("Tokens that this step learnt from.", "steady"),
-    "epoch_share": _x("Share of the planned steps that is done.", "rises to 1"),
     "updates": _x("Optimizer steps on one batch of answers.", "constant; fewer after an early stop"),
     "truncated": _x("Share of answers cut off by the length limit.", "below 0.1"),
     "length_mean": _x("Tokens per answer.", "should not run to the limit"),

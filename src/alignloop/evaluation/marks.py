@@ -24,6 +24,7 @@ _KNOWN: dict[str, Mark] = {
     m.kind: m
     for m in (
         Mark("greeting", "H", _("greeting"), "amber"),
+        Mark("opener", "O", _("opening words"), "grey"),
         Mark("simple", "S", _("simple fact"), "green"),
         Mark("analogy", "A", _("analogy"), "violet"),
         Mark("exclamation", "!", _("exclamation"), "pink"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignloop.core.types import content_id
-from alignloop.pipeline.plan import REFERENCES, Planned
+from alignloop.pipeline.plan import REFERENCES, Planned, names_in
 from alignloop.pipeline.spec import Recipe
 from alignloop.pipeline.state import read_json, write_json
 
@@ -64,8 +64,14 @@ def stage_key(planned: Planned, recipe: Recipe, upstream: Mapping[str, str], has
         planned.stage.model_dump(mode="json"),
         [recipe.seed, recipe.device, recipe.dtype, recipe.store],
         sorted((name, upstream[name]) for name in planned.needs),
-        sorted((text, hashes(path)) for text, path in files_of(planned)),
+        sorted((text, hashes(path)) for text, path in [*files_of(planned), *_base_of(planned, recipe)]),
     )
+
+
+def _base_of(planned: Planned, recipe: Recipe) -> list[tuple[str, Path]]:
+    """The recipe's model, where a stage calls it by the name "base"."""
+    named = {text for _, text in names_in(planned.stage)} - set(planned.needs)
+    return [(recipe.model, Path(recipe.model))] if "base" in named and recipe.model else []
 
 
 def files_of(planned: Planned) -> list[tuple[str, Path]]:
@@ -80,8 +86,9 @@ def _texts(value: Any, may_be_path: bool) -> Iterator[str]:
         if may_be_path and value:
             yield value
     elif isinstance(value, Mapping):
+        arguments = "function" in value  # any argument of a function may be the file that it reads
         for key, inner in value.items():
-            yield from _texts(inner, key in PATH_KEYS or isinstance(inner, Mapping))
+            yield from _texts(inner, arguments or key in PATH_KEYS or isinstance(inner, Mapping))
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner, may_be_path)

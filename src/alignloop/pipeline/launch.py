@@ -99,14 +99,14 @@ def run_folder(name: str | None, root: Path = Path("runs")) -> Path:
 
 
 def find_report(folder: Path) -> Path:
-    """The report of a run: the latest one that a stage wrote, or one that lies in the folder itself."""
+    """The report of a run: the one in the folder itself (the demo's), else the latest one that a stage wrote."""
+    if (folder / "report.html").is_file():
+        return folder / "report.html"
     if (folder / "run.json").is_file():
         for row in reversed(read_status(folder).stages):
             report = row.state.outputs.get("report")
             if report is not None and (folder / report).is_file():
                 return folder / report
-    if (folder / "report.html").is_file():
-        return folder / "report.html"
     raise ConfigError(
         f"{folder}: no report yet; finish the run with alignloop run (alignloop status shows where it is)"
     )

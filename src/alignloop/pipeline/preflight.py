@@ -190,9 +190,10 @@ def work_rows(
 ) -> list[tuple[str, str, str]]:
     """(what, number, how it comes about) of a training stage."""
     work = batch_arithmetic(b)
-    passes = f" × {b.epochs:g} epochs" if b.epochs != 1 else ""
+    passes = f" × {b.epochs:.3g} epochs" if b.epochs != 1 else ""
+    of_what = ("prompts", "samples") if b.online else ("rows", "answers")
     rows = [
-        ("sequences", f"{work.sequences:,}", f"{b.prompts:,} prompts × {b.samples} samples{passes}"),
+        ("sequences", f"{work.sequences:,}", f"{b.prompts:,} {of_what[0]} × {b.samples} {of_what[1]}{passes}"),
         (
             "sequences a step",
             f"{work.sequences_per_step:,}",

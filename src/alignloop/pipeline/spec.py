@@ -27,7 +27,7 @@ class Train(Config):
 
     do: Literal["train"]
     method: str
-    """sft, reward, dpo, ppo, ... (`alignloop methods` lists them)."""
+    """sft, reward, dpo or ppo (`alignloop methods` lists them)."""
     model: str | None = None
     """What to start from: a stage, a folder or a hub name; the recipe's model if left out."""
     data: Data | None = None
@@ -61,7 +61,7 @@ class Generate(Config):
     limit: int | None = Field(None, ge=1)
     """Take this many prompts only."""
     split: Literal["train", "validation", "test", "all"] = "train"
-    """Which prompts: a prompt's split is decided by its hash."""
+    """Which prompts, by the split they carry; prompts of a file are all `train`."""
     max_new_tokens: int = Field(128, ge=1)
     """Longest completion in tokens."""
     temperature: float = Field(1.0, ge=0)
@@ -81,7 +81,7 @@ class Annotate(Config):
     samples: Names
     """The generate stage (or stages) whose completions are compared."""
     annotators: tuple[str | dict[str, Any], ...] = ("human",)
-    """human, judge, simulated, or mappings with their settings."""
+    """human, simulated, or a mapping such as {simulated: 20, tie: 0.15, strong: 2.5}."""
     overlap: int = Field(3, ge=1)
     """Judgements, by different annotators, of each comparison of the overlap slice. The others have one."""
     overlap_slice: float = Field(0.2, ge=0, le=1)
@@ -164,8 +164,8 @@ class Recipe(Config):
     """Every random number of the run follows from it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """auto: float32 on a CPU, the model's own elsewhere."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """auto is float32; bfloat16 computes in bfloat16 over float32 weights."""
     out: str | None = None
     """The run folder; runs/NAME if left out."""
     stages: dict[str, Stage]

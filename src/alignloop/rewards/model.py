@@ -9,8 +9,8 @@ from typing import Any
 from alignloop.core.errors import ConfigError
 from alignloop.core.types import Prompt, text
 
-ScoreTexts = Callable[[list[Prompt], list[str]], list[float]]
-"""Prompts and the texts of their completions -> the head's score at each last token."""
+ScoreTexts = Callable[[list[Prompt], list[str], list[bool]], list[float]]
+"""Prompts, the texts of their completions, which of those were cut off -> the head's score at each last token."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class RewardModelScorer:
     """Scores completions with `score_texts`, `batch` at a time.
 
     A conversational prompt must reach the model through its chat template: pass the records as the column
-    ``prompt_records``. Without it each prompt is taken as a plain string.
+    ``prompt_records``. Without it each prompt is taken as a plain string. A completion that is ``truncated`` has no
+    end token, as in the rollout it came from.
     """
 
     name: str
@@ -30,13 +31,15 @@ class RewardModelScorer:
         prompts: Sequence[str],
         completions: Sequence[str],
         prompt_records: Sequence[Prompt] | None = None,
+        truncated: Sequence[bool] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         records = prompt_records or [Prompt(id=str(i), messages=text(p)) for i, p in enumerate(prompts)]
         if len(records) != len(completions):
             raise ConfigError(f"reward '{self.name}': {len(records)} prompts for {len(completions)} completions")
+        cut = truncated or [False] * len(completions)
         scores: list[float | None] = []
         for start in range(0, len(completions), self.batch):
             part = slice(start, start + self.batch)
-            scores.extend(self.score_texts(list(records[part]), list(completions[part])))
+            scores.extend(self.score_texts(list(records[part]), list(completions[part]), list(cut[part])))
         return scores

@@ -84,6 +84,7 @@ class Job:
     steps: Callable[[], Iterator[tuple[int, dict[str, float]]]]
     tokenizer: Any
     chat: ChatFormat
+    epochs_a_step: float = 0.0
     watch: Watch | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     normalise: Callable[[], None] = lambda: None
@@ -105,6 +106,8 @@ def _offline_job(method: Method, settings: TrainSettings, inputs: Inputs, world:
     tokenizer = load_tokenizer(inputs.model)
     chat = open_chat(inputs.model, tokenizer, append_eos=settings.model.append_eos)
     records, held, notes = _records(method, settings, inputs)
+    if settings.loop.early_stopping_patience and not held:
+        raise ConfigError("early_stopping_patience: nothing is held out; give eval_data or validation_fraction")
     policy = _trained_policy(method, settings, inputs)
     limit = max_length(settings, policy)
     encode = ROWS[method.data]
@@ -137,7 +140,11 @@ def _offline_job(method: Method, settings: TrainSettings, inputs: Inputs, world:
             keep_best=settings.loop.early_stopping_patience > 0,
             patience=settings.loop.early_stopping_patience,
         )
-    job = Job(state, stream.steps, lambda: offline(state, [source], stream.steps), tokenizer, chat, watch, notes)
+
+    def steps() -> Iterator[tuple[int, dict[str, float]]]:
+        return offline(state, [source], stream.steps)
+
+    job = Job(state, stream.steps, steps, tokenizer, chat, stream.epochs_a_step, watch, notes)
     if method.name == "reward":
         job.normalise = lambda: normalise(policy, rows, notes)
     return job
@@ -206,7 +213,11 @@ def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, folder:
             patience=settings.loop.early_stopping_patience,
         )
     notes |= {"prompts": len(prompts)}
-    job = Job(state, total, lambda: online(state, run, total), tokenizer, chat, watch, notes)
+
+    def steps() -> Iterator[tuple[int, dict[str, float]]]:
+        return online(state, run, total)
+
+    job = Job(state, total, steps, tokenizer, chat, stream.epochs_a_step, watch, notes)
 
     def begin() -> None:
         engine.load(None, state.version)

@@ -54,6 +54,7 @@ def fit(
     folder: Path,
     loop: Loop,
     trackers: list[Tracker],
+    epochs_a_step: float = 0.0,
     watch: Watch | None = None,
     label: str = "train",
     show: bool = True,
@@ -70,7 +71,7 @@ def fit(
         task = bar.add_task(label, total=total, completed=state.step, speed="")
         for step, metrics in steps:
             seconds = time.perf_counter() - start
-            metrics = {**metrics, "num_tokens": state.num_tokens, "epoch_share": step / total}
+            metrics = {**metrics, "num_tokens": state.num_tokens, "epoch": step * epochs_a_step}
             stop = False
             if watch is not None and (step == total or (watch.every and step % watch.every == 0)):
                 stop = _look(state, step, metrics, watch)

@@ -43,6 +43,11 @@ class Stream(Generic[T]):
         by_epochs = math.ceil(len(self.rows) * self.epochs / self.batch)
         return self.max_steps if self.max_steps > 0 else max(1, by_epochs)
 
+    @property
+    def epochs_a_step(self) -> float:
+        """Share of one pass over the rows that a step is."""
+        return self.batch / len(self.rows)
+
     def at(self, step: int) -> list[T]:
         """The rows of one step, over all processes."""
         first = step * self.batch

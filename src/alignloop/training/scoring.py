@@ -68,9 +68,12 @@ class RewardModel:
         items = [self._item(p, s.text, ended=not s.truncated) for p, s in zip(prompts, samples)]
         return score_items(self.policy, items)
 
-    def score_texts(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        """Scores of texts, each encoded as an answer to its prompt, end token included."""
-        return score_items(self.policy, [self._item(p, c) for p, c in zip(prompts, completions)])
+    def score_texts(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], truncated: Sequence[bool] | None = None
+    ) -> list[float]:
+        """Scores of texts, each encoded as an answer to its prompt; with its end token, unless it was cut off."""
+        cut = truncated or [False] * len(completions)
+        return score_items(self.policy, [self._item(p, c, ended=not t) for p, c, t in zip(prompts, completions, cut)])
 
     def _item(self, prompt: Prompt, completion: str, *, ended: bool = True) -> Item:
         ids = self.chat.prompt_ids(prompt.messages)
@@ -107,14 +110,17 @@ def from_scorer(scorer: Callable[..., list[float | None]], name: str = "reward")
     prompts themselves, as `prompt_records`."""
 
     def score(prompts: Sequence[Prompt], samples: Sequence[Sample]) -> tuple[list[float | None], dict[str, float]]:
-        columns = {**columns_of(prompts), "prompt_records": list(prompts)}
-        values = called(scorer, name, [p.text for p in prompts], [s.text for s in samples], **columns)
+        columns = {**columns_of(prompts), "prompt_records": list(prompts), "truncated": [s.truncated for s in samples]}
+        composed = hasattr(scorer, "parts")
+        function: Any = scorer.parts if composed else scorer  # type: ignore[attr-defined]
+        rows: list[Any] = called(function, name, [p.text for p in prompts], [s.text for s in samples], **columns)
+        values = [row.value for row in rows] if composed else rows
         if len(values) != len(samples):
             raise TrainingError(f"{name}: returned {len(values)} scores for {len(samples)} completions")
         for i, value in enumerate(values):
             if value is not None and not math.isfinite(value):
                 raise TrainingError(f"{name}: score {value} for completion {i} ({samples[i].text[:60]!r})")
-        return list(values), {}
+        return list(values), _mean_parts(rows) if composed else {}
 
     return score
 
@@ -131,6 +137,15 @@ def called(
         raise TrainingError(
             f"{where}: the reward raised {type(error).__name__}: {error}; mend the function (--debug shows where)"
         ) from error
+
+
+def _mean_parts(rows: Sequence[Any]) -> dict[str, float]:
+    """Of a composed reward, the mean of each part under TRL's name."""
+    sums: dict[str, list[float]] = {}
+    for row in rows:
+        for part, value in row.components.items():
+            sums.setdefault(f"rewards/{part}/mean", []).append(value)
+    return {part: sum(values) / len(values) for part, values in sums.items()}
 
 
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:

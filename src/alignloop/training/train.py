@@ -11,6 +11,7 @@ Killed and called again, it continues to the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -69,7 +70,7 @@ class Inputs:
     read: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able: paths as they are, records as their count and content hash."""
+        """JSON-able: files as their path and content hash, records as their count and hash, functions as their code."""
         return {name: _describe(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
@@ -139,6 +140,7 @@ def _run(
             folder=folder / "checkpoints",
             loop=settings.loop,
             trackers=trackers,
+            epochs_a_step=job.epochs_a_step,
             watch=job.watch,
             label=method.name,
             show=show,
@@ -213,10 +215,11 @@ def _key(method: str, settings: TrainSettings, inputs: Inputs) -> str:
 
 
 def _describe(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float | bool):
+    if value is None or isinstance(value, int | float | bool):
         return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        file = Path(value)
+        return f"{value} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}" if file.is_file() else str(value)
     if isinstance(value, Mapping):
         return {str(k): _describe(v) for k, v in value.items()}
     if isinstance(value, Sequence):
@@ -224,7 +227,9 @@ def _describe(value: Any) -> Any:
         return items if len(items) <= 8 and not hasattr(value[0] if value else None, "id") else {
             "records": len(items), "hash": content_id(items)
         }  # fmt: skip
-    return getattr(value, "__name__", type(value).__name__)
+    code = getattr(value, "__code__", None)
+    name = getattr(value, "__name__", type(value).__name__)
+    return name if code is None else f"{name} sha256:{hashlib.sha256(code.co_code).hexdigest()[:16]}"
 
 
 def _set_threads(settings: TrainSettings, folder: Path, world: AnyWorld) -> None:
