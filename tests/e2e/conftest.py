@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,11 +98,3 @@ def change(path: Path, **stages: dict[str, Any] | None) -> Path:
             recipe["stages"][name] = {**recipe["stages"].get(name, {}), **settings}
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
-
-
-def tmpfs_is_possible() -> bool:
-    """True if this system lets a process of ours mount a small file system in a namespace of its own."""
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m none /tmp"], capture_output=True, check=False
-    ) if shutil.which("unshare") else None  # fmt: skip
-    return done is not None and done.returncode == 0

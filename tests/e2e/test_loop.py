@@ -223,8 +223,9 @@ def test_changed_setting_runs_only_what_depends_on_it(finished: Finished) -> Non
 
 
 def test_train_without_a_recipe(finished: Finished) -> None:
-    done = here("train", "dpo", "--model", str(finished.output("sft", "model")), "--data", "pairs.jsonl", "--beta", "0.3",
-                "--learning-rate", "1e-3", "--max-steps", "3", "--lora.r", "2", "-o", "alone", cwd=finished.folder)  # fmt: skip
+    inputs = ("--model", str(finished.output("sft", "model")), "--data", "pairs.jsonl", "-o", "alone")
+    flags = ("--beta", "0.3", "--learning-rate", "1e-3", "--max-steps", "3", "--lora.r", "2")
+    done = here("train", "dpo", *inputs, *flags, cwd=finished.folder)
     assert done.code == 0 and done.out.strip().endswith("model: alone/model"), done.err
     record = json.loads((finished.folder / "alone" / "train.json").read_text())
     assert record["settings"]["method"]["beta"] == 0.3 and record["settings"]["model"]["lora"]["r"] == 2

@@ -84,7 +84,9 @@ def adapters(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("stage", ["kept", "fresh", "named"])
-def test_the_reference_of_an_adapter_on_an_adapter_is_sft(adapters: Path, stage: str) -> None:
+def test_the_reference_of_an_adapter_on_an_adapter_is_sft(
+    adapters: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The KL at step 1 is 0 token by token, the samples are the SFT model's, and the base model is far from them."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -106,15 +108,9 @@ def test_the_reference_of_an_adapter_on_an_adapter_is_sft(adapters: Path, stage:
                 worst = max(worst, abs(float(logits[t - 1, sample.tokens[t]]) - sample.logp[t]))
         return worst
 
-    import os
-
-    before = Path.cwd()
-    os.chdir(adapters)  # an adapter's folder names its base as the recipe does: "base"
-    try:
-        assert gap(output(adapters, "sft", "model")) < 1e-4
-        assert gap(adapters / "base") > 0.5
-    finally:
-        os.chdir(before)
+    monkeypatch.chdir(adapters)  # an adapter's folder names its base as the recipe does: "base"
+    assert gap(output(adapters, "sft", "model")) < 1e-4
+    assert gap(adapters / "base") > 0.5
 
 
 def test_adapters_are_saved_as_what_they_are(adapters: Path) -> None:
@@ -128,9 +124,8 @@ def test_adapters_are_saved_as_what_they_are(adapters: Path) -> None:
 
 
 def test_people_are_waited_for(place: Path) -> None:
-    path = change(place / "loop.yaml", votes={"annotators": ["human"], "reward": None, "overlap_slice": 0.1, "pairs": 1},
-                  dpo={"max_steps": 2}, reward=None, ppo=None, report=None)  # fmt: skip
-    path.write_text(path.read_text().replace("    reward: null\n", ""))
+    votes = {"annotators": ["human"], "reward": None, "overlap_slice": 0.1, "pairs": 1}
+    change(place / "loop.yaml", votes=votes, dpo={"max_steps": 2}, reward=None, ppo=None, report=None)
     first = here("run", "loop.yaml", cwd=place)
     assert first.code == 3 and "start the same command again" in first.out, first.err
     status = here("status", "--json", cwd=place).json()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
+from alignloop import __version__
 from alignloop.cli import demo, info, models, runs, stores
 
 app = typer.Typer(
@@ -47,8 +48,15 @@ PACKAGE_EXTRAS = {
 }
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"alignloop {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error (also ALIGNLOOP_DEBUG=1)."),
 ) -> None:
     """`--debug` is read by `main` before anything is parsed, so that it may stand anywhere in the line."""

@@ -167,6 +167,8 @@ def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, folder:
     tokenizer = load_tokenizer(inputs.model)
     chat = open_chat(inputs.model, tokenizer, append_eos=settings.model.append_eos)
     prompts, notes = read_records("prompts", inputs.prompts, inputs.read)
+    if not chat.plain and all(p.messages[-1].role == "text" for p in prompts):
+        log.warning("the model has a chat template and the prompts are plain text; strings: chat makes them user turns")
     shared = "value" in method.needs and settings.method.critic.layout == "shared"
     policy = _trained_policy(method, settings, inputs, value_head=shared)
     policy.detach_values = shared and settings.method.critic.detach_trunk
