@@ -182,8 +182,11 @@ def dolly(data: Path, model: Path, out: Path, *, limit: int | None = None, **set
 
 
 def stories(run: Path, most: int = 10) -> dict[str, Any]:
-    """The promised figures of a run of configs/stories.yaml, and its first answers to the first ten prompts."""
-    report_file = next(run.glob("stages/report/*/work/report.json"))
+    """The promised figures of the latest report of configs/stories.yaml, and the first answers to its first prompts."""
+    reports = sorted(run.glob("stages/report/*/work/report.json"), key=lambda file: file.stat().st_mtime)
+    if not reports:
+        raise DataError("no report yet; run configs/stories.yaml there first", file=str(run))
+    report_file = reports[-1]
     report = json.loads(report_file.read_text(encoding="utf-8"))
     lines = (report_file.parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     first: dict[str, dict[str, str]] = {}

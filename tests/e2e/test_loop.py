@@ -260,3 +260,13 @@ def test_a_run_folder_may_be_moved(finished: Finished) -> None:
     assert done.code == 0 and done.out.count("done before") == 3, done.out + done.err
     tree = here("lineage", "dpo", "--run", "moved", cwd=finished.folder).out
     assert "moved/stages/dpo" in tree and "model sft" in tree and "model base" in tree and "judgements" in tree
+
+
+def test_an_online_method_without_a_recipe_is_evaluated_on_other_prompts(finished: Finished) -> None:
+    inputs = ("--model", str(finished.output("sft", "model")), "--prompts", "prompts.jsonl", "-o", "online")
+    flags = ("--eval-prompts", "test.jsonl", "--eval-steps", "1", "--max-steps", "2", "--rollout-batch-size", "8")
+    done = here("train", "ppo", *inputs, *flags, "--reward", "toys.py:count_x", "--max-completion-length", "6",
+                cwd=finished.folder)  # fmt: skip
+    assert done.code == 0, done.err
+    lines = [json.loads(x) for x in (finished.folder / "online" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["global_step"] for line in lines] == [1, 2] and all(0 <= line["eval_reward"] <= 6 for line in lines)

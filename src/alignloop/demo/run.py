@@ -49,7 +49,7 @@ def finish_report(out: Path, report: Path, answers: Path, command: str) -> Path:
     from alignloop.evaluation.report import read_report, write_report
     from alignloop.pipeline.state import read_status
 
-    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").split("\n") if line]
     judged = [(row, gold(row["prompt"]["extra"]["topic"], row["text"], row["truncated"])) for row in rows]
     data = read_report(report)
     own = world_figures(judged)

@@ -17,6 +17,10 @@ from alignloop.pipeline.state import RunStatus, StageRow, StageState
 COLOURS = {"done": "green", "running": "cyan", "waiting": "yellow", "failed": "red", "interrupted": "yellow"}
 
 
+TELLING = ("eval_loss", "eval_reward", "objective/scores", "objective/kl", "loss", "accuracy", "rewards/accuracies")
+"""Metrics that come first where a line has room for a few."""
+
+
 class RichDisplay:
     """Progress bars on a terminal; one line per event elsewhere."""
 
@@ -96,8 +100,10 @@ def _people(annotators: Mapping[str, Any]) -> str:
 
 
 def numbers(metrics: Mapping[str, Any], most: int = 4) -> str:
-    """The first few numbers of a stage's metrics, as ``: loss 0.31, accuracy 0.9``."""
-    found = [f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    """The most telling numbers of a stage's metrics, as ``: loss 0.31, accuracy 0.9``."""
+    named = sorted(metrics, key=lambda k: TELLING.index(k) if k in TELLING else len(TELLING))
+    values = [(k, v) for k in named if isinstance(v := metrics[k], int | float) and not isinstance(v, bool)]
+    found = [f"{k} {v:.4g}" for k, v in values]
     return ": " + ", ".join(found[:most]) if found else ""
 
 

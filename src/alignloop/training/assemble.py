@@ -202,18 +202,7 @@ def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, folder:
     learner = Learner(policy, settings.optim, updates, world)
     prepared = method.init_state(settings.method) if method.init_state else None
     state = TrainState(learner, critic, prepared=prepared)
-    watch = None
-    if inputs.eval_prompts is not None:
-        held, _ = read_records("prompts", inputs.eval_prompts, inputs.read)
-        judge = score_function(inputs.eval_reward or inputs.reward, settings, chat, "eval_reward")
-        watch = Watch(
-            lambda: mean_reward(engine, held, judge, rollout, settings.loop.seed),
-            "eval_reward",
-            larger_is_better=True,
-            every=settings.loop.eval_steps,
-            keep_best=rollout.stop_at_validation,
-            patience=settings.loop.early_stopping_patience,
-        )
+    watch = None if inputs.eval_prompts is None else _online_watch(settings, inputs, chat, engine, context(policy))
     notes |= {"prompts": len(prompts)}
 
     def steps() -> Iterator[tuple[int, dict[str, float]]]:
@@ -227,6 +216,23 @@ def _online_job(method: Method, settings: TrainSettings, inputs: Inputs, folder:
 
     job.begin = begin
     return job
+
+
+def _online_watch(
+    settings: TrainSettings, inputs: Inputs, chat: ChatFormat, engine: LocalEngine, longest: int | None
+) -> Watch:
+    """The evaluation of an online run: the mean reward of answers to prompts that it does not train on."""
+    held, _ = read_records("prompts", inputs.eval_prompts, inputs.read)
+    check_prompts(held, chat, longest)
+    judge = score_function(inputs.eval_reward or inputs.reward, settings, chat, "eval_reward")
+    return Watch(
+        lambda: mean_reward(engine, held, judge, settings.rollout, settings.loop.seed),
+        "eval_reward",
+        larger_is_better=True,
+        every=settings.loop.eval_steps,
+        keep_best=settings.rollout.stop_at_validation,
+        patience=settings.loop.early_stopping_patience,
+    )
 
 
 def read_records(kind: str, source: Any, read: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
