@@ -27,7 +27,8 @@ from alignloop.data.chat import ChatFormat
 from alignloop.data.collate import pair_rows
 from alignloop.evaluation.stats import wilson
 from alignloop.models.load import load_tokenizer
-from alignloop.pipeline.measure import Measured
+from alignloop.pipeline.inputs import prompt_of
+from alignloop.pipeline.measure import Measured, kl_between
 from alignloop.training.scoring import open_chat
 from alignloop.training.train import TrainResult, train
 
@@ -181,7 +182,7 @@ def dolly(data: Path, model: Path, out: Path, *, limit: int | None = None, **set
     return {**counts, "seconds": done.seconds, **rows}
 
 
-def stories(run: Path, most: int = 10) -> dict[str, Any]:
+def stories(run: Path, model: Path, most: int = 10) -> dict[str, Any]:
     """The promised figures of the latest report of configs/stories.yaml, and the first answers to its first prompts."""
     reports = sorted(run.glob("stages/report/*/work/report.json"), key=lambda file: file.stat().st_mtime)
     if not reports:
@@ -190,12 +191,22 @@ def stories(run: Path, most: int = 10) -> dict[str, Any]:
     report = json.loads(report_file.read_text(encoding="utf-8"))
     lines = (report_file.parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     first: dict[str, dict[str, str]] = {}
+    asked: dict[str, Prompt] = {}
     for row in map(json.loads, lines):
+        asked.setdefault(row["prompt"]["id"], prompt_of(row["prompt"]))
         words = row["prompt"]["messages"][0]["content"]
         first.setdefault(row["model"], {}).setdefault(row["prompt"]["id"], f"{words}|{row['text']}".replace("\n", " "))
     wanted = ("gold", "reward", "kl", "text", "win_rate", "reward_model", "annotators", "stages")
     figures = {name: report[name] for name in wanted if name in report}
+    figures["start_nats"] = own_nats(model, list(asked.values()))
     return {**figures, "texts": {name: list(said.values())[:most] for name, said in first.items()}}
+
+
+def own_nats(path: Path, prompts: Sequence[Prompt]) -> float:
+    """Nats per token of a model's own answers (8 to a prompt, 64 tokens): what `reference_nats` starts from."""
+    model = Measured("start", str(path), append_eos=False)
+    answers = model.answer(prompts, 8, SamplingParams(max_new_tokens=64, seed=0))
+    return kl_between(model, model, answers)["reference_nats"]
 
 
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"hh": hh, "polite": polite, "dolly": dolly}
@@ -219,7 +230,7 @@ def main() -> None:
     if given.what == "stories":
         if given.run is None:
             parser.error("stories needs the folder of a run")
-        found = stories(given.run)
+        found = stories(given.run, given.data / "models/stories260K/hf")
     else:
         own = {key: json.loads(value) for key, _, value in (text.partition("=") for text in given.set)}
         model = given.data / "models/stories260K/hf"

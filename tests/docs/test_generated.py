@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def written(folder: Path, method: str, **inputs: Any) -> set[str]:
     from alignloop.core.tracking import read_jsonl
 
     result = alignloop.train(method, output_dir=folder / method, **SHORT, **inputs)
-    names = {name for line in read_jsonl(result.path.parent / "metrics.jsonl") for name in line} - {"global_step"}
+    raw = {name for line in read_jsonl(result.path.parent / "metrics.jsonl") for name in line} - {"global_step"}
+    names = {re.sub(r"^rewards/.+/mean$", "rewards/{func}/mean", name) for name in raw}
     return {n for n in names if n.removeprefix("eval_") not in names or not n.startswith("eval_")} | (
         names & {"eval_loss"}
     )

@@ -5,6 +5,7 @@ The report prints these beside the numbers; a metric without an entry is shown b
 
 from __future__ import annotations
 
+import re
 from gettext import gettext as _
 from typing import NamedTuple
 
@@ -152,6 +153,7 @@ _PPO = {
     "objective/entropy": _x("Uncertainty summed over an answer, in nats.", "falls slowly; a crash means collapse"),
     "objective/non_score_reward": _x("Penalty for moving away from the reference, per answer.", "negative and small"),
     "objective/rlhf_reward": _x("Score minus the penalty: what PPO maximises.", "rises"),
+    "rewards/{func}/mean": _x("Mean of one part of the reward, under the part's own name.", "as the part is scaled"),
     "objective/scores": _x("Mean score from the reward model.", "rises; without end it is being gamed"),
     "objective/scores_std": _x("Spread of the scores.", "does not fall to 0"),
     "policy/approxkl_avg": _x("How far one update moves the policy.", "0.001-0.03"),
@@ -214,6 +216,8 @@ def explain(name: str) -> Explanation | None:
     """The explanation of a metric; ``eval_accuracy`` is explained as accuracy on unseen rows. None where unknown."""
     if name in EXPLANATIONS:
         return EXPLANATIONS[name]
+    if re.fullmatch(r"rewards/.+/mean", name):
+        return EXPLANATIONS["rewards/{func}/mean"]
     for prefix in _PREFIXES:
         if name.startswith(prefix) and (found := EXPLANATIONS.get(name.removeprefix(prefix))):
             return Explanation(_("On unseen rows: {}").format(found.text[0].lower() + found.text[1:]), found.normal)
