@@ -141,7 +141,8 @@ WRITTEN: dict[str, tuple[str, ...]] = {
         "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
     ),
     "ppo": (
-        "rewards/{func}/mean", "objective/scores", "objective/scores_std", "objective/kl", "objective/kl_se", "objective/kl_token",
+        "rewards/{func}/mean",
+        "objective/scores", "objective/scores_std", "objective/kl", "objective/kl_se", "objective/kl_token",
         "objective/kl_k3", "objective/non_score_reward", "objective/rlhf_reward", "objective/entropy", "kl_coef",
         "policy/approxkl_avg", "policy/kl_old", "policy/clipfrac_avg", "policy/entropy_avg", "loss/policy_avg",
         "loss/kl_avg", "loss/value_avg", "critic/loss", "critic/grad_norm", "critic/learning_rate", "val/clipfrac_avg",

@@ -118,7 +118,7 @@ def written(folder: Path, method: str, **inputs: Any) -> set[str]:
 
     result = alignloop.train(method, output_dir=folder / method, **SHORT, **inputs)
     raw = {name for line in read_jsonl(result.path.parent / "metrics.jsonl") for name in line} - {"global_step"}
-    names = {re.sub(r"^rewards/.+/mean$", "rewards/{func}/mean", name) for name in raw}
+    names = {re.sub(r"rewards/[^/]+/mean$", "rewards/{func}/mean", name) for name in raw}
     return {n for n in names if n.removeprefix("eval_") not in names or not n.startswith("eval_")} | (
         names & {"eval_loss"}
     )
