@@ -17,9 +17,9 @@ FAST = (
     "stages.sft.data.n=600",
     "stages.samples.n=8",
     "stages.votes.pairs=10",
-    "stages.dpo.max_steps=30",
+    "stages.dpo.max_steps=20",
     "stages.ppo.max_steps=6",
-    "stages.report.limit=32",
+    "stages.report.limit=24",
     "stages.report.data.n=40",
 )
 """The short version: less of everything, the same stages."""
