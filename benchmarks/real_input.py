@@ -184,7 +184,7 @@ def dolly(data: Path, model: Path, out: Path, *, limit: int | None = None, **set
 
 def stories(run: Path, model: Path, most: int = 10) -> dict[str, Any]:
     """The promised figures of the latest report of configs/stories.yaml, and the first answers to its first prompts."""
-    reports = sorted(run.glob("stages/report/*/work/report.json"), key=lambda file: file.stat().st_mtime)
+    reports = sorted(run.glob("stages/report/*/files/report.json"), key=lambda file: file.stat().st_mtime)
     if not reports:
         raise DataError("no report yet; run configs/stories.yaml there first", file=str(run))
     report_file = reports[-1]

@@ -63,7 +63,7 @@ def test_the_page_stands_alone(fast: tuple[Path, dict[str, Any]]) -> None:
 
 def test_it_runs_again_from_the_cache(fast: tuple[Path, dict[str, Any]]) -> None:
     out, report = fast
-    model = next(out.glob("stages/ppo/*/work/model/model.safetensors"))
+    model = next(out.glob("stages/ppo/*/files/model/model.safetensors"))
     before = model.stat().st_mtime_ns
     again = demo(out, "--fast")
     assert again["gold"] == report["gold"]

@@ -97,12 +97,12 @@ def made(run: Path) -> dict[str, str]:
     keys = {s["name"]: s["key"] for s in state["stages"] if s["key"]}
     found = {}
     for name in ("sft", "reward", "dpo", "ppo"):
-        work = run / "stages" / name / keys[name][:12] / "work"
-        for file in (*sorted((work / "model").glob("*.safetensors")), work / "metrics.jsonl"):
+        files = run / "stages" / name / keys[name][:12] / "files"
+        for file in (*sorted((files / "model").glob("*.safetensors")), files / "metrics.jsonl"):
             found[f"{name}/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     votes = run / "stages" / "votes" / keys["votes"][:12]
     found["snapshot"] = json.loads((votes / "state.json").read_text())["metrics"]["sha256"]
-    (rows,) = votes.glob("work/*/rows.jsonl")
+    (rows,) = votes.glob("files/*/rows.jsonl")
     found["rows"] = hashlib.sha256(rows.read_bytes()).hexdigest()
     return found
 
@@ -143,10 +143,10 @@ def test_another_seed_gives_other_bytes(uninterrupted: dict[str, str], place: Pa
 def test_killed_from_outside_at_any_time(uninterrupted: dict[str, str], place: Path) -> None:
     """The real command in a process of its own, killed from outside as soon as a stage has something to lose."""
     for sign in (
-        "stages/sft/*/work/checkpoints/checkpoint-*/state.pt",
-        "stages/samples/*/work/samples.jsonl",
-        "stages/votes/*/work/truth.json",
-        "stages/ppo/*/work/checkpoints/checkpoint-*/state.pt",
+        "stages/sft/*/files/checkpoints/checkpoint-*/state.pt",
+        "stages/samples/*/files/samples.jsonl",
+        "stages/votes/*/files/truth.json",
+        "stages/ppo/*/files/checkpoints/checkpoint-*/state.pt",
     ):
         process = start(*LINE, cwd=place)
         while process.poll() is None and not list((place / "runs" / "loop").glob(sign)):

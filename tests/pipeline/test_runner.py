@@ -247,7 +247,7 @@ def test_killed_in_the_middle_it_goes_on_inside_the_stage(tmp_path):
     child = subprocess.Popen(command(0.05))
     steps = folder / "stages" / "a"
     deadline = time.monotonic() + 30
-    while not any(len(p.read_text().splitlines()) >= 8 for p in steps.glob("*/work/steps.txt")):
+    while not any(len(p.read_text().splitlines()) >= 8 for p in steps.glob("*/files/steps.txt")):
         assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.02)
     running = read_status(folder)

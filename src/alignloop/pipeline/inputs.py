@@ -76,9 +76,16 @@ def records(ctx: StageContext, data: Any, kind: Kind, *, held_out: bool = False)
 
 
 def chosen_prompts(ctx: StageContext, stage: Generate) -> list[Prompt]:
-    """The prompts of a generate stage: those of its split, at most `limit`. DataError where none is left."""
-    prompts: list[Prompt] = records(ctx, stage.prompts, "prompts")
-    prompts = [p for p in prompts if stage.split in ("all", p.split)][: stage.limit]
+    """The prompts of a generate stage: those of its split, each wording once, at most `limit`.
+
+    DataError where none is left.
+    """
+    found: list[Prompt] = records(ctx, stage.prompts, "prompts")
+    distinct: dict[tuple[Message, ...], Prompt] = {}
+    for prompt in found:
+        if stage.split in ("all", prompt.split):
+            distinct.setdefault(prompt.messages, prompt)
+    prompts = list(distinct.values())[: stage.limit]
     if not prompts:
         raise DataError(f"{ctx.name}: no prompt of split '{stage.split}'; set split: all, or give other prompts")
     return prompts

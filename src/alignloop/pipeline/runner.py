@@ -228,7 +228,7 @@ class Runner:
         self, planned: Planned, key: str, results: Mapping[str, StageResult], log: logging.Logger
     ) -> StageContext:
         base = stage_folder(self.run_dir, planned.name, key)
-        folder = base / "work"
+        folder = base / "files"
         folder.mkdir(parents=True, exist_ok=True)
         last = [0.0]
 

@@ -7,7 +7,7 @@
     stages/NAME/KEY/state.json     status, times, outputs, metrics, error of one stage
     stages/NAME/KEY/progress.json  where it is now
     stages/NAME/KEY/log.txt        what it said
-    stages/NAME/KEY/work/          its own files: checkpoints first of all
+    stages/NAME/KEY/files/          its own files: checkpoints first of all
 
 Every file is replaced atomically: a reader, or a run continued after a crash, sees the old or the new one, whole.
 """
