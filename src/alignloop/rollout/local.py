@@ -195,7 +195,6 @@ class _Session:
         wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         most = max(g.limit for g in work)
         self.stops = torch.tensor(engine.stop_ids, dtype=torch.long, device=device)
-        self.stopping: Tensor | None = None  # bool[V], made at the first logits
         self.last = torch.zeros(self.slots, dtype=torch.long, device=device)
         self.length = torch.zeros(self.slots, dtype=torch.long, device=device)  # tokens in the cache
         self.count = torch.zeros(self.slots, dtype=torch.long, device=device)  # tokens drawn
@@ -298,10 +297,7 @@ class _Session:
         self.last[part] = tokens
         count += 1
         done = count >= self.limit[part]
-        if self.stopping is None:
-            self.stopping = torch.zeros(logits.shape[-1], dtype=torch.bool, device=self.device)
-            self.stopping[stops] = True
-        done |= self.stopping[tokens]
+        done |= torch.isin(tokens, stops)
         if self.sampling.stop:
             done |= self._said(start)
         return self._retire((done.nonzero()[:, 0] + start).tolist()) if bool(done.any()) else []

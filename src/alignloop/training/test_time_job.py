@@ -32,7 +32,6 @@ from alignloop.data.export import row_of
 from alignloop.rollout.asked import LocalAsked
 from alignloop.rollout.openai import OpenAIEngine
 from alignloop.rollout.shards import ShardWriter, read_shard
-from alignloop.training import drawing
 from alignloop.training.build import score_function
 from alignloop.training.criticism import Texts
 from alignloop.training.drawing import Answer, Drawer, named
@@ -102,9 +101,7 @@ class _Run:
         self.texts = Texts.load(c.templates)
         self.drawer = Drawer(c, self.settings, inputs, c.seed)
         self.world = self.drawer.world
-        size = max(1, drawing.PIECE // c.num_generations)
-        prompts = self.drawer.prompts
-        self.pieces = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        self.pieces = self.drawer.pieces
         given = {name for name in ("dtype", "device") if name not in c.engine.model_fields_set}
         self.named = c.engine.model_copy(update={name: getattr(c, name) for name in given})
         self.asked = model_key(self.named, inputs.model)
