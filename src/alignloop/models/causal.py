@@ -8,6 +8,8 @@ with the keys up to its end: scores and softmax in float32, the other products i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from math import ceil
 from typing import Any
 
 import torch
@@ -53,41 +55,47 @@ def half_causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None
 class _Blocks(torch.autograd.Function):
     """O = P V with P = softmax(s Q Kᵀ), a block of queries at a time. The type of V is that of O and of all products.
 
-    Backward: dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP - Σ P dP), dQ = s dS K, dK = s dSᵀ Q.
+    Backward: dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP - Σ P dP), dQ = s dS K, dK = dSᵀ (s Q).
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        ahead = torch.full((BLOCK, BLOCK), -torch.inf).triu_(1)
-        wide, keys = query.float() * scale, key.float().transpose(-1, -2)
+        scaled, keys, half = query.float() * scale, key.float().transpose(-1, -2), value.dtype
         weights, outs = [], []
         for start, end, seen in _blocks(query, key):
-            scores = wide[:, :, start:end] @ keys[..., :seen]
-            scores[..., seen - (end - start) :] += ahead[: end - start, : end - start]
-            weights.append(torch.softmax(scores, -1).to(value.dtype))
+            scores = scaled[:, :, start:end] @ keys[..., :seen]
+            scores[..., seen - (end - start) :] += _ahead(BLOCK)[: end - start, : end - start]
+            weights.append(torch.softmax(scores, -1).to(half))
             outs.append(weights[-1] @ value[:, :, :seen])
-        ctx.save_for_backward(query.to(value.dtype), key.to(value.dtype), value, *weights)
+        ctx.save_for_backward(scaled.to(half), key.to(half), value, *weights)
         ctx.scale, ctx.types = scale, (query.dtype, key.dtype)
         return torch.cat(outs, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *weights = ctx.saved_tensors
+        scaled, key, value, *weights = ctx.saved_tensors
         of_key, of_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
         of_query = []
-        for p, (start, end, seen) in zip(weights, _blocks(query, key)):
+        for p, (start, end, seen) in zip(weights, _blocks(scaled, key)):
             slope = of_out[:, :, start:end]
-            of_value[:, :, :seen] += p.transpose(-1, -2) @ slope
-            of_p = (slope @ value[:, :, :seen].transpose(-1, -2)).float().mul_(p)
-            of_scores = of_p.sub_(p * of_p.sum(-1, keepdim=True)).mul_(ctx.scale).to(query.dtype)
+            of_p = slope @ value[:, :, :seen].transpose(-1, -2)
+            of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype)  # one pass, in float32 inside
             of_query.append(of_scores @ key[:, :, :seen])
-            of_key[:, :, :seen] += of_scores.transpose(-1, -2) @ query[:, :, start:end]
+            of_key[:, :, :seen] += of_scores.transpose(-1, -2) @ scaled[:, :, start:end]
+            of_value[:, :, :seen] += p.transpose(-1, -2) @ slope
         kinds = ctx.types
-        return torch.cat(of_query, 2).to(kinds[0]), of_key.to(kinds[1]), of_value.to(value.dtype), None
+        return torch.cat(of_query, 2).to(kinds[0]) * ctx.scale, of_key.to(kinds[1]), of_value.to(value.dtype), None
+
+
+@cache
+def _ahead(size: int) -> Tensor:
+    """f32[size,size]: -inf on what lies ahead of a query, else 0."""
+    return torch.full((size, size), -torch.inf).triu_(1)
 
 
 def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[int, int, int]]:
-    """First and last query of every block, and the keys that it reads."""
+    """First and last query of every block, blocks of about one size, and the keys that it reads."""
     n, before = query.shape[2], key.shape[2] - query.shape[2]
-    return ((a, min(a + BLOCK, n), before + min(a + BLOCK, n)) for a in range(0, n, BLOCK))
+    size = ceil(n / ceil(n / BLOCK))
+    return ((a, min(a + size, n), before + min(a + size, n)) for a in range(0, n, size))

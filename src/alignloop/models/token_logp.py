@@ -52,23 +52,22 @@ def token_logp(
 class _LogpOfLogits(torch.autograd.Function):
     """log p[target] and the entropy H = -Σ p log p, with log p = z - lse(z) and z the logits over τ.
 
-    Backward: ∂ log p[target] / ∂z = 1[target] - p and ∂H / ∂z = -p (log p + H).
+    Backward: ∂ log p[target] / ∂z = 1[target] - p and ∂H / ∂z = -p (log p + H). The gradient is written over the
+    logits: a second block of that size would be fresh memory at every step. So the graph can be walked once, and
+    PyTorch refuses a second time.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
         tau = temperature.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)[:, None]
         heated = bool((tau != 1).any())
-        chosen, total, spread = (tau.new_empty(n) for n in (len(logits), len(logits), len(logits) if entropy else 0))
+        chosen, spread = (tau.new_empty(n) for n in (len(logits), len(logits) if entropy else 0))
         for rows in _few(logits):
-            z = logits[rows].to(tau.dtype)
-            z = z / tau[rows] if heated else z
-            lse = total[rows] = torch.logsumexp(z, -1)
-            chosen[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - lse
+            logp = torch.log_softmax(_over(logits[rows], tau[rows], heated), -1)
+            chosen[rows] = logp.gather(-1, targets[rows, None]).squeeze(-1)
             if entropy:
-                logp = z - lse[:, None]
                 spread[rows] = -torch.exp(logp).mul_(logp.clamp_min_(LOWEST)).sum(-1)
-        ctx.save_for_backward(logits, targets, tau, total, spread)
+        ctx.save_for_backward(logits, targets, tau, spread)
         ctx.heated = heated
         ctx.set_materialize_grads(False)
         return chosen, spread
@@ -76,20 +75,24 @@ class _LogpOfLogits(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_chosen: Tensor | None, of_spread: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, targets, tau, total, spread = ctx.saved_tensors
+        logits, targets, tau, spread = ctx.saved_tensors
         pull = torch.zeros_like(tau) if of_chosen is None else of_chosen[:, None] / tau
         push = of_spread[:, None] / tau if of_spread is not None and len(spread) else None
-        found = torch.empty_like(logits)
         for rows in _few(logits):
-            z = logits[rows].to(tau.dtype)
-            logp = (z / tau[rows]).sub_(total[rows, None]) if ctx.heated else z - total[rows, None]
+            z = _over(logits[rows], tau[rows], ctx.heated)
             if push is None:
-                slope = logp.exp_().mul_(-pull[rows])
+                slope = torch.softmax(z, -1).mul_(-pull[rows])
             else:
+                logp = torch.log_softmax(z, -1)
                 slope = torch.exp(logp).neg_()
                 slope *= logp.clamp_min_(LOWEST).add_(spread[rows, None]).mul_(push[rows]).add_(pull[rows])
-            found[rows] = slope.scatter_add_(-1, targets[rows, None], pull[rows])
-        return found, None, None, None
+            logits[rows] = slope.scatter_add_(-1, targets[rows, None], pull[rows])
+        return logits, None, None, None
+
+
+def _over(logits: Tensor, tau: Tensor, heated: bool) -> Tensor:
+    """Some rows of logits over their temperature, in the type of the temperature."""
+    return logits / tau if heated else logits.to(tau.dtype)
 
 
 def _few(logits: Tensor) -> Iterator[slice]:
