@@ -213,7 +213,7 @@ def test_an_engine_that_runs_another_model() -> None:
     refuse(
         TrainingError,
         "do not run the same model, temperature or tokens",
-        lambda: check_sampler(replace(e, logp_sampler=e.logp_old - 1.0), Alone()),
+        lambda: check_sampler(replace(e, logp_sampler=e.logp_old - 1.0), int(e.version[0]), Alone()),
     )
 
 

@@ -12,9 +12,8 @@ from alignloop.core.batch import TokenBatch
 from alignloop.core.errors import ModelError, TrainingError
 from alignloop.models import attention as A
 from alignloop.models import packing as P
-from alignloop.models.tiny import tiny_model
+from alignloop.models.tiny import FAMILIES, tiny_model
 
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "opt", "opt_postnorm", "gpt_neox", "phi"]
 F64 = torch.float64
 
 

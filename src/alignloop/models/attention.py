@@ -11,15 +11,17 @@ The plan travels as a keyword argument of ``forward`` down to every attention la
 4-D mask, which transformers hands on as it is, so that no mask is built. A family that drops the plan on the way meets
 NO_MASK alone and raises; `supports_packing` finds such families beforehand.
 
-A packed row gives each segment the numbers of its own unpadded forward. There are no variable-length kernels for GPUs
-here: there, too, it is one SDPA call per segment.
+A packed row gives each segment the numbers of its own unpadded forward: by one SDPA call per segment, or on a GPU by
+one FlexAttention call a layer (`flex`).
 """
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,24 +32,15 @@ from transformers.masking_utils import sdpa_mask
 
 from alignloop.core.errors import ModelError
 from alignloop.models.causal import half_causal, is_slow
-from alignloop.models.packing import PackedPlan, Piece, SlotPlan, Span, plan_of
+from alignloop.models.flex import packed_attention, packed_kernel
+from alignloop.models.packing import How, PackedPlan, Piece, SlotPlan, Span, plan_of
 
 ATTENTION = "alignloop"
 NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 HARMLESS = {"position_ids", "cache_position", "use_cache", "return_dict", "num_items_in_batch", "logits_to_keep"}
-HARMLESS |= {"output_attentions", "output_hidden_states"}
+HARMLESS |= {"output_attentions", "output_hidden_states", "output_router_logits"}
 """Keywords that families hand on and that cannot change what an attention layer answers."""
-
-
-class How(NamedTuple):
-    """What a layer asks of its attention besides the tensors. `twice`: operations that can be differentiated twice."""
-
-    scaling: float | None
-    dropout: float
-    softcap: float | None
-    window: int | None
-    twice: bool = False
 
 
 def register() -> None:
@@ -132,8 +125,8 @@ def _plain(
 
 
 def _packed(plan: PackedPlan, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
-    """[B,T,H,D]: one call per piece, zeros on padding."""
-    rows, heads, length, _ = query.shape
+    """[B,T,H,D] by the device's kernel, zeros on padding."""
+    rows, _, length, _ = query.shape
     if (rows, length) != (plan.rows, plan.length) or key.shape[2] != length:
         raise ModelError(
             f"packed plan of {plan.rows} x {plan.length} places met {rows} x {length} queries and {key.shape[2]} keys; "
@@ -141,6 +134,15 @@ def _packed(plan: PackedPlan, query: Tensor, key: Tensor, value: Tensor, how: Ho
         )
     if plan.windows is not None:
         plan.windows.append(how.window)
+    kernel = packed_kernel(query, key, value, how, _by_segment)
+    if kernel is not None:
+        return packed_attention(kernel, plan, query, key, value, how)
+    return _by_segment(plan, query, key, value, how)
+
+
+def _by_segment(plan: PackedPlan, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
+    """[B,T,H,D]: one call per piece, zeros on padding."""
+    heads, length = query.shape[1:3]
     bands = []
     for band in plan.bands:
         q, k, v = (x if len(plan.bands) == 1 else x[band.first : band.last] for x in (query, key, value))
@@ -256,8 +258,7 @@ def supports_packing(model: Any) -> bool:
     words = int(getattr(config, "vocab_size", 12))
     ids = ((torch.arange(12, device=device) * 7 + 3) % words)[None]
     positions = torch.tensor([[0, 1, 2, 3, 4, 3, 4, 0, 0, 1, 2, 3]], device=device)
-    base = plan_of(PROBE_SPANS, PROBE_PARENT, 1, 12)
-    plan = PackedPlan(base.rows, base.length, base.bands, windows=[])
+    plan = replace(plan_of(PROBE_SPANS, PROBE_PARENT, 1, 12), windows=[])
     modes = [(m, m.training) for m in backbone.modules()]
     backbone.eval()
     call = partial(backbone, use_cache=False)
@@ -281,3 +282,14 @@ def supports_packing(model: Any) -> bool:
         (packed[:, at] - h).abs().max() <= tolerance * h.abs().max() for at, h in zip(PROBE_ALONE, alone, strict=True)
     ]
     return all(bool(c) for c in close)
+
+
+def use_own_attention(model: Any) -> None:
+    """Give a family that cannot pack its own attention back: SDPA where it has a choice, else what it computes itself.
+
+    Such a family need not call ours at all, and would then read masks that were made for ours.
+    """
+    with contextlib.suppress(ValueError):  # it has no SDPA
+        model.set_attn_implementation("sdpa")
+    if model.config._attn_implementation == ATTENTION:
+        model.config._attn_implementation = "eager"

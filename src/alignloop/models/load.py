@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 
 from alignloop.core.errors import ModelError, nearest
 from alignloop.models.adapters import TRAINED, Lora, add_lora, has_adapter
-from alignloop.models.attention import ATTENTION, register
+from alignloop.models.attention import ATTENTION, register, supports_packing, use_own_attention
 from alignloop.models.heads import scalar_head
 from alignloop.models.policy import Policy
 
@@ -220,9 +221,19 @@ def _load(cls: Any, path: str | Path, dtype: str, **options: Any) -> Any:
         return PeftModel.from_pretrained(model, str(path), config=config, is_trainable=True)
     try:
         with _quiet():
-            return cls.from_pretrained(str(path), dtype=weights, attn_implementation=ATTENTION, **options)
+            return _with_attention(partial(cls.from_pretrained, str(path), dtype=weights, **options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: not a usable model ({_first_line(error)}); copy or save it again") from error
+
+
+def _with_attention(make: Callable[..., Any]) -> Any:
+    """A model with our attention, or with its family's own where that comes from a fixed table."""
+    try:
+        return make(attn_implementation=ATTENTION)
+    except KeyError as error:
+        if error.args != (ATTENTION,):
+            raise
+        return make()
 
 
 @contextlib.contextmanager
@@ -246,8 +257,10 @@ def _finish(
     model: Any, dtype: str, device: str, *, value_head: bool = False, gradient_checkpointing: bool = False
 ) -> Policy:
     model = model.to(resolve_device(device))
+    inner = model.get_base_model() if has_adapter(model) else model
+    if not supports_packing(inner):
+        use_own_attention(inner)
     if gradient_checkpointing:
-        inner = model.get_base_model() if has_adapter(model) else model
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compute = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
     policy = Policy(model, value_head=value_head, compute_dtype=compute)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,16 @@ from alignloop.core.batch import TokenBatch
 from alignloop.core.errors import TrainingError
 
 Span = tuple[int, int]
+
+
+class How(NamedTuple):
+    """What a layer asks of its attention besides the tensors. `twice`: operations that can be differentiated twice."""
+
+    scaling: float | None
+    dropout: float
+    softcap: float | None
+    window: int | None
+    twice: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,18 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class PackedPlan:
-    """Who attends to whom, as plain integers. `windows` notes the sliding window of every layer that used the plan."""
+    """Who attends to whom, as plain integers: the tree of segments (row, start, end), and the calls that follow it.
+
+    masks: what layers made of it, each once. windows: notes the sliding window of every layer that used the plan.
+    """
 
     rows: int
     length: int
+    spans: tuple[tuple[int, int, int], ...]
+    parent: tuple[int, ...]
     bands: tuple[Band, ...]
     twice: bool = False
-    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
+    masks: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
     windows: list[int | None] | None = field(default=None, repr=False)
 
 
@@ -109,7 +124,7 @@ def plan_of(
         n = len(list(run))
         bands.append(Band(at, at + n, pieces))
         at += n
-    return PackedPlan(rows, length, tuple(bands), twice)
+    return PackedPlan(rows, length, tuple(spans), tuple(parent), tuple(bands), twice)
 
 
 def _check(spans: Sequence[tuple[int, int, int]], parent: Sequence[int], rows: int, length: int) -> None:

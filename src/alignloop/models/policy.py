@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Policy(nn.Module):
         self.extra = nn.ParameterDict()
         self._packs = supports_packing(inner)
         if not self._packs:
-            log.warning("%s does not take packed rows; its batches are padded instead", type(inner).__name__)
+            _say_padded(type(inner).__name__)
         self._after_head: _AfterHead | None = None if self.scalar else _find_after_head(inner)
 
     @property
@@ -208,6 +209,11 @@ class Policy(nn.Module):
             token_scores=back(out.token_scores),
             extra=out.extra,
         )
+
+
+@cache
+def _say_padded(family: str) -> None:
+    log.warning("%s does not take packed rows; its batches are padded instead", family)
 
 
 def _is_padded(batch: TokenBatch) -> bool:

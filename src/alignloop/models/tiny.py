@@ -12,6 +12,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 5, "head_dim": 8},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
     "gemma2": {
         "num_key_value_heads": 2,
         "head_dim": 8,
@@ -20,11 +21,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 3.0,
         "query_pre_attn_scalar": 8,
     },
+    "gemma3_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8,
+    },
     "gpt2": {},
     "opt": {"word_embed_proj_dim": 16},
     "opt_postnorm": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
     "gpt_neox": {},
     "phi": {},
+    "phi3": {"num_key_value_heads": 2, "sliding_window": 5},
 }
 
 
