@@ -177,8 +177,10 @@ def newest(records: Sequence[Record]) -> list[Record]:
 def where(records: Sequence[Record]) -> str:
     """When, on what and with which versions: the line under a table."""
     one = records[-1]
-    versions = {k: v for r in records for k, v in r.get("versions", {}).items()}
-    named = ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))
+    versions: dict[str, set[str]] = {}
+    for name, version in (pair for r in records for pair in r.get("versions", {}).items()):
+        versions.setdefault(name, set()).add(version)
+    named = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(versions.items()))
     days = sorted({r["at"][:10] for r in records})
     load = max(r["machine"]["load"][0] for r in records)
     threads = sorted({r["threads"] for r in records if "threads" in r})

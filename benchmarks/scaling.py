@@ -64,7 +64,8 @@ def vocabulary(steps: int) -> Iterator[Point]:
 
 def group(steps: int) -> Iterator[Point]:
     for n in (2, 4, 8, 16):
-        own = {"kl": {"beta": 0.0}, "num_generations": n, "rollout_batch_size": 4, "max_completion_length": 64}
+        own = {"kl": {"beta": 0.0}, "num_generations": n, "rollout_batch_size": 4, "max_completion_length": 64,
+               "measure": False}  # fmt: skip
         yield Point(n, (4 * steps, 64), 4 * n, "grpo", settings=own)
 
 

@@ -9,7 +9,7 @@ same order, dtype and rows of a micro-batch; figures are totals over the steps a
 and a comparison of unequal work ends with an error instead of a ratio. Rounds are appended to a results file and
 continued: what is there of these settings and this code is not measured again.
 
-PPO left TRL before 1.16: ours runs alone, unless --trl-python names the Python of an environment with an older TRL.
+PPO left TRL with 1.13: ours runs alone, unless --trl-python names the Python of an environment of ppo_opponent.txt.
 On CUDA (--device cuda --model qwen) times are synchronised and peak GPU memory is reported. Not yet run on a GPU.
 """
 
@@ -69,12 +69,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="measured steps of a round (default: 4; 6 reward, 2 online methods)")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them that are not counted")
     parser.add_argument("--rounds", type=int, default=2, help="rounds that the results file is to hold")
-    parser.add_argument("--batch", type=int, default=8, help="rows of a step, one micro-batch (online: always 64)")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="rows of a step, one micro-batch (grpo, rloo: 64; ppo: 32)"
+    )
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"], help="bf16: autocast, float32 weights")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=0, help="OMP_NUM_THREADS of every side; 0 leaves it alone")
     parser.add_argument("--sides", default="ours,trl,trl_tuned,packed", help="contestants, in this order")
-    parser.add_argument("--trl-python", help="the Python of an environment with another TRL (PPO)")
+    parser.add_argument("--trl-python", help="PPO's opponent: the Python of an environment of ppo_opponent.txt")
     parser.add_argument("--assets", default=str(assets.default_folder()), help="models and rows; made where absent")
     parser.add_argument("--results", type=Path, default=RESULTS / "versus_trl.jsonl")
     parser.add_argument("--json", action="store_true", help="print one list, one object per method")
@@ -97,7 +99,7 @@ def measure(method: str, given: argparse.Namespace, folder: Path) -> list[Record
     steps = given.steps or STEPS.get(method, 4)
     setup = {
         "method": method, "model": given.model, "steps": steps, "warmup": given.warmup, "batch": given.batch,
-        "dtype": given.dtype, "trl_python": given.trl_python,
+        "dtype": given.dtype, "trl_python": given.trl_python if method == "ppo" else None,
     }  # fmt: skip
     work = workload.make(method, folder, AutoTokenizer.from_pretrained(model), given.warmup + steps, given.batch)
     with tempfile.TemporaryDirectory(prefix="alignloop-rows-") as place:
@@ -110,7 +112,8 @@ def contestants(
     method: str, given: argparse.Namespace, work: workload.Workload, files: Mapping[str, str], model: Path, steps: int
 ) -> list[Side]:
     """The sides of one method, in turn."""
-    start = assets.classifier(model) if method == "reward" else model
+    starts = {"reward": assets.classifier, "ppo": assets.one_end}
+    start = starts[method](model) if method in starts else model
     common: dict[str, Any] = {
         "method": method, "model": str(start), "steps": steps, "warmup": given.warmup, "batch": work.batch,
         "dtype": given.dtype, "asked": work.asked,
@@ -125,7 +128,7 @@ def contestants(
         ours["reward"] = theirs["options"]["reward-model"] = str(assets.classifier(model))
     limit = {**common, "encoded": files["encoded"], "learning_rate": workload.LEARNING_RATE}
     limit["prototype"] = str(assets.shared() / "packed_prototype.py")
-    python = given.trl_python or sys.executable
+    python = given.trl_python if method == "ppo" and given.trl_python else sys.executable
     all_sides = {
         "ours": Side("ours", "ours", ours, LAUNCHER),
         "trl": Side("trl", "trl", theirs, PLAIN, python),

@@ -10,6 +10,7 @@ metrics from the report's glossary, commands from the command line, masks from a
 
 from __future__ import annotations
 
+import inspect
 import importlib
 import re
 import sys
@@ -160,9 +161,10 @@ CRITIC = (
     "loss/value_avg", "critic/loss", "critic/grad_norm", "critic/learning_rate", "critic/updates",
     "critic/skipped_updates", "val/clipfrac_avg", "val/explained_variance",
 )  # fmt: skip
+DRIFT = ("sampling/policy_drift/mean", "sampling/policy_drift/max")
 WEIGHTS = (
     "sampling/importance_sampling_ratio/mean", "sampling/importance_sampling_ratio/limited",
-    "sampling/effective_sample_size",
+    "sampling/effective_sample_size", *DRIFT,
 )  # fmt: skip
 ALONE = (
     *GRADIENT, "loss/kl_avg", "advantage/abs_mean", "completions/mean_length_better", "completions/mean_length_worse",
@@ -195,7 +197,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "simpo": PAIRS,
     "cpo": (*PAIRS, "nll_loss"),
     "slic": (*PAIRS, "nll_loss"),
-    "online_dpo": (*SAMPLED, *PAIRS, "logps/displaced", "objective/scores_margin", "pairs/skipped"),
+    "online_dpo": (*SAMPLED, *DRIFT, *PAIRS, "logps/displaced", "objective/scores_margin", "pairs/skipped"),
     "ppo": (*GRADIENT, *CRITIC, *WEIGHTS, "loss/kl_avg", "loss/positive_nll", "ptx/nll", "ptx/grad_ratio"),
     "trpo": (
         *GRADIENT, *CRITIC, "trpo/kl", "trpo/gain", "trpo/gain_linear", "trpo/slope", "trpo/cg_residual",
@@ -259,6 +261,7 @@ ALARMS = {
     "completions/mean_length": "explodes or collapses: missing-EOS penalty, or a reward that follows length",
     "completions/clipped_ratio": "above 0.1: raise max_completion_length, or punish missing ends",
     "sampling/sampling_logp_difference/mean": "above 0.5 the run stops: engine and trainer differ",
+    "sampling/policy_drift/mean": "above 0.3: a lower `learning_rate`, fewer passes over a batch, or no `draw_ahead`",
     "unscorable": "above 0: the reward returned None for some answers",
     "rewards/{func}/multiplier": "stays at its `most`: the bound cannot be kept; swings: lower its `rate`",
     "frac_reward_zero_std": "near 1: all answers to a prompt earn the same; other prompts, or a finer reward",
@@ -417,6 +420,16 @@ def formats(kind: str) -> str:
     return table(("format", "columns it needs", "columns it also reads"), rows)
 
 
+def ballots(_: str) -> str:
+    """The formats that only an import reads, in the words of their parsers."""
+    from alignloop.data.ballots import BALLOTS
+
+    return table(
+        ("format", "what a row is"),
+        [(f"`{name}`", (inspect.getdoc(layout.parse) or "").split("\n\n")[0]) for name, layout in BALLOTS.items()],
+    )
+
+
 def mask(example: str) -> str:
     """A row as tokens, those that a loss reads underlined; by the tokenizer of the embedded demo."""
     from transformers import AutoTokenizer
@@ -459,6 +472,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "metrics": metrics,
     "commands": commands,
     "formats": formats,
+    "ballots": ballots,
     "mask": mask,
 }
 

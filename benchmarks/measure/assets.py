@@ -101,6 +101,22 @@ def _make_qwen(folder: Path, tokenizer: Path) -> None:
     save(made, AutoTokenizer.from_pretrained(tokenizer), folder)
 
 
+def one_end(folder: Path) -> Path:
+    """The same model with the tokenizer's end token as the only one that ends an answer: all that TRL's PPO knows."""
+    found = folder.with_name(f"{folder.name}_one_end")
+    if not found.is_dir():
+        from transformers import AutoTokenizer
+
+        fresh = folder.with_name(f".{folder.name}_one_end.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(folder, fresh)
+        config = json.loads((fresh / "generation_config.json").read_text(encoding="utf-8"))
+        config["eos_token_id"] = AutoTokenizer.from_pretrained(folder).eos_token_id
+        (fresh / "generation_config.json").write_text(json.dumps(config), encoding="utf-8")
+        fresh.rename(found)
+    return found
+
+
 def classifier(folder: Path) -> Path:
     """A classifier beside a model folder, with the very head that our reward training begins with.
 

@@ -3,7 +3,8 @@
     python packed_side.py JOB.json
 
 The job holds `encoded`, the token ids of every row in order. A step is what both contestants do in one: collation,
-forward, backward, clipping, AdamW; for DPO the reference's pass, too. CPU only, as the prototype is.
+forward, backward, clipping, AdamW with the linear schedule; for DPO the reference's pass, too. CPU only, as the
+prototype is.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     reference = copy.deepcopy(model).requires_grad_(False) if job["method"] == "dpo" else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=job["learning_rate"], betas=(0.9, 0.999), weight_decay=0.0,
                                   fused=True)  # fmt: skip
-    ends, losses = [time.perf_counter()], []
-    for step in range(job["warmup"] + job["steps"]):
+    total = job["warmup"] + job["steps"]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    ends, losses, rates = [time.perf_counter()], [], []
+    for step in range(total):
         batch = rows[step * job["batch"] : (step + 1) * job["batch"]]
         with torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bf16"):
             loss = sft(prototype, model, batch) if reference is None else dpo(prototype, model, reference, batch)
@@ -46,13 +49,15 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        rates += schedule.get_last_lr()
+        schedule.step()
         losses.append(float(loss))
         ends.append(time.perf_counter())
     seconds = [round(b - a, 6) for a, b in itertools.pairwise(ends)][job["warmup"] :]
     return {
         "seconds": seconds,
         "tokens": sum(job["asked"][job["warmup"] :]),
-        "metrics": {"loss": losses},
+        "metrics": {"loss": losses, "learning_rate": rates},
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "threads": torch.get_num_threads(),
     }

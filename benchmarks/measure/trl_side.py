@@ -4,7 +4,8 @@
 
 Three things are set around it, none of which costs it time: rows are read in order instead of shuffled (transformers'
 own `train_sampling_strategy`), every step is logged, so that losses can be compared, and `use_cpu` follows the device.
-It imports nothing of alignloop: another environment may run it (PPO lives in older TRLs).
+It imports nothing of alignloop: another environment runs it for PPO (../ppo_opponent.txt), whose trainer has a
+constructor, a shuffled loader and a log of its own, and reads its dtype from accelerate's environment alone.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+ONLINE = ("grpo", "rloo", "ppo")
 
 
 def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """What the opponent printed, with its logs, in the terms of the results file."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if job["device"] == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    if job["method"] == "ppo" and job["dtype"] == "bf16":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     import torch
     import transformers
 
-    logs = keep_logs(transformers)
     set_order(transformers, job["device"])
+    logs = keep_logs(transformers, ppo_in_order() if job["method"] == "ppo" else transformers.Trainer)
     options = {
         "method": job["method"], "model": job["model"], "data": job["data"], "steps": job["steps"],
         "warmup": job["warmup"], "batch-size": job["batch"], "dtype": job["dtype"], **job["options"],
@@ -39,15 +44,13 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     found = json.loads([line for line in said.getvalue().splitlines() if line.startswith("{")][-1])
     if "error" in found:
         return {"error": found["error"]}
-    online = job["method"] in ("grpo", "rloo", "ppo")
     own = found["tokens_per_step"] * found["steps"]
-    steps = [entry for entry in logs if "loss" in entry]
     return {
         "seconds": found["steps_s"],
         "cpu_s": [found["cpu_s_per_step"]] * found["steps"],
-        "tokens": round(own if online else sum(job["asked"][job["warmup"] :])),
+        "tokens": round(own if job["method"] in ONLINE else sum(job["asked"][job["warmup"] :])),
         "own_tokens": round(own),
-        "metrics": {name: [entry.get(name) for entry in steps] for name in (steps[-1] if steps else {})},
+        "metrics": metrics(job, found, logs),
         "setup_s": found["setup_s"],
         "peak_rss_mb": found["peak_rss_mb"],
         "peak_gpu_mb": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None,
@@ -58,8 +61,19 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def keep_logs(transformers: Any) -> list[dict[str, Any]]:
-    """Every trainer made from now on logs every step; the list that its logs go to."""
+def metrics(job: Mapping[str, Any], found: Mapping[str, Any], logs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was logged, a list over the steps. PPO logs no lengths: their mean over the measured steps is filled in;
+    it calls the mean score what we call it."""
+    steps = [entry for entry in logs if "loss" in entry or "objective/scores" in entry]
+    kept: dict[str, Any] = {name: [entry.get(name) for entry in steps] for name in (steps[-1] if steps else {})}
+    if job["method"] == "ppo":
+        kept["completions/mean_length"] = [found["resp_per_step"] / job["batch"]]
+        kept["reward"] = kept["objective/scores"]
+    return kept
+
+
+def keep_logs(transformers: Any, trainer: Any) -> list[dict[str, Any]]:
+    """Every `trainer` made from now on logs every step; the list that its logs go to."""
     logs: list[dict[str, Any]] = []
 
     class Keep(transformers.TrainerCallback):  # type: ignore[misc]
@@ -75,14 +89,27 @@ def keep_logs(transformers: Any) -> list[dict[str, Any]]:
             kept.append({k: v for k, v in (logs or {}).items() if isinstance(v, int | float)})
 
     kept = logs
-    made = transformers.Trainer.__init__
+    made = trainer.__init__
 
     def begin(self: Any, *given: Any, **named: Any) -> None:
         named["callbacks"] = [Keep(), *(named.get("callbacks") or [])]  # first: the device is idle when time is read
         made(self, *given, **named)
 
-    transformers.Trainer.__init__ = begin
+    trainer.__init__ = begin
     return logs
+
+
+def ppo_in_order() -> Any:
+    """TRL's PPO trainer, with a loader that takes rows in their order."""
+    import trl.experimental.ppo.ppo_trainer as ppo
+
+    loader = ppo.DataLoader
+
+    def in_order(*given: Any, **named: Any) -> Any:
+        return loader(*given, **{**named, "shuffle": False})
+
+    ppo.DataLoader = in_order
+    return ppo.PPOTrainer
 
 
 def torch_cuda() -> bool:

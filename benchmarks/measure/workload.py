@@ -18,7 +18,9 @@ from typing import Any
 from measure import assets
 
 PROMPTS, GROUP, NEW_TOKENS = 8, 8, 128
-ONLINE = ("grpo", "rloo", "ppo")
+ANSWERS: Mapping[str, int] = {"grpo": PROMPTS * GROUP, "rloo": PROMPTS * GROUP, "ppo": 32}
+"""Answers drawn in a step. PPO has one for each prompt; TRL's keeps the logits of all: over 17 GB for 64."""
+ONLINE = tuple(ANSWERS)
 METHODS = ("sft", "reward", "dpo", "kto", *ONLINE)
 
 LEARNING_RATE = 1e-5
@@ -30,10 +32,11 @@ COMMON: Mapping[str, Any] = {
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "grpo": {"kl": {"beta": 0.0}, "reduction": "token_mean", "num_generations": GROUP, "rollout_batch_size": PROMPTS},
     "rloo": {"kl": {"beta": 0.05}, "num_generations": GROUP, "rollout_batch_size": PROMPTS},
-    "ppo": {"num_ppo_epochs": 1, "num_mini_batches": 1, "rollout_batch_size": PROMPTS * GROUP},
-}
+    "ppo": {"num_ppo_epochs": 1, "num_mini_batches": 1, "rollout_batch_size": ANSWERS["ppo"], "temperature": 0.7,
+            "kl": {"beta": 0.05}},
+}  # fmt: skip
 """What TRL's configs say by default: GRPO without a reference and with the mean over all tokens, RLOO with β = 0.05. An
-answer that was cut off is not penalised (`make`)."""
+answer that was cut off is not penalised, and threads and slots are those of the formula in every round (`make`)."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ class Workload:
 
 
 def make(method: str, folder: Path, tokenizer: Any, steps: int, batch: int) -> Workload:
-    """The rows of `steps` optimizer steps (warm-up included) of `batch` rows; online methods: 8 prompts × G 8."""
+    """The rows of `steps` optimizer steps (warm-up included) of `batch` rows; groups: 8 prompts × G 8; PPO: 32."""
     from alignloop.training.loader import permutation
 
-    per_step = PROMPTS if method in ("grpo", "rloo") else PROMPTS * GROUP if method == "ppo" else batch
+    per_step = PROMPTS if method in ("grpo", "rloo") else ANSWERS[method] if method == "ppo" else batch
     usable = [row for row in assets.rows(folder) if _splits(row, tokenizer)]
     needed = steps * per_step
     taken = [usable[i % len(usable)] for i in range(needed)]
@@ -70,9 +73,14 @@ def make(method: str, folder: Path, tokenizer: Any, steps: int, batch: int) -> W
     encoded = [{name: _ids(row[name], tokenizer) for name in row} for row in data]
     asked = [sum(_asked(method, row, i) for i, row in enumerate(encoded[k : k + per_step], k))
              for k in range(0, needed, per_step)]  # fmt: skip
-    online = {"max_completion_length": NEW_TOKENS, "shaping": {"missing_eos": "none"}} if method in ONLINE else {}
-    micro = PROMPTS * GROUP if method in ONLINE else batch
-    settings = {**COMMON, **online, **SETTINGS.get(method, {}), "per_device_train_batch_size": micro}
+    online = {"max_completion_length": NEW_TOKENS, "shaping": {"missing_eos": "none"}, "measure": False}
+    micro = ANSWERS.get(method, batch)
+    settings = {
+        **COMMON,
+        **(online if method in ONLINE else {}),
+        **SETTINGS.get(method, {}),
+        "per_device_train_batch_size": micro,
+    }
     return Workload(method, data, ours, encoded, asked, micro, settings)
 
 

@@ -11,10 +11,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # a script imports what stands beside it
 
 import loop  # noqa: E402
+import overlap  # noqa: E402
 import plots  # noqa: E402
 import scaling  # noqa: E402
 import versus_trl  # noqa: E402
-from measure import assets, equal_work, runs, workload  # noqa: E402
+from measure import assets, equal_work, runs, trl_side, workload  # noqa: E402
 
 import rollout  # noqa: E402
 
@@ -24,10 +25,12 @@ __all__ = [
     "equal_work",
     "loop",
     "make_small",
+    "overlap",
     "plots",
     "rollout",
     "runs",
     "scaling",
+    "trl_side",
     "versus_trl",
     "workload",
 ]

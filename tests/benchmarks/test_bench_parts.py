@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.benchmarks.small import assets, equal_work, make_small, plots, runs, scaling, workload
+from tests.benchmarks.small import assets, equal_work, make_small, plots, runs, scaling, trl_side, workload
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_rate_is_all_tokens_over_all_seconds() -> None:
 
 
 def both(theirs: Mapping[str, Any], **more: Any) -> list[dict[str, Any]]:
-    ours = {"loss": [10.40, 10.30]}
+    ours = {"loss": [10.40, 10.30], "learning_rate": [2e-5, 1e-5]}
     return [
         {"side": "ours", "tokens": 100, "metrics": ours},
         {"side": "trl", "tokens": 100, "own_tokens": 100, "metrics": theirs, **more},
@@ -127,7 +127,8 @@ def test_equal_work_is_measured() -> None:
         ({"loss": [10.40, 10.50]}, {}, "loss of step 2: ours 10.3, trl 10.5"),
         ({"loss": [10.40, float("nan")]}, {}, "loss of step 2"),
         ({"loss": [10.40, 10.30]}, {"own_tokens": 90}, "trl counts 90 tokens, the rows ask for 100"),
-        ({}, {}, "reported none of loss"),
+        ({"learning_rate": [2e-5, 1e-5]}, {}, "trl reported no loss"),
+        ({"loss": [10.40, 10.30], "learning_rate": [2e-5, 2e-5]}, {}, "learning_rate of step 2: ours 1e-05, trl 2e-05"),
     ],
 )
 def test_unequal_work_has_no_ratio(theirs: Mapping[str, Any], more: Mapping[str, Any], words: str) -> None:
@@ -192,3 +193,39 @@ def test_the_page_is_made_of_the_results(tmp_path: Path) -> None:
 
 def test_the_page_is_up_to_date() -> None:
     assert plots.main(["--check"]) == 0, "run python benchmarks/plots.py"
+
+
+def test_a_line_names_every_version_that_was_measured() -> None:
+    machine = {"cpu": "a processor", "cores": 2, "memory_gib": 24.0, "load": [0.5]}
+    common = {"at": "2026-11-21T10:00:00", "machine": machine, "setup": {"code": "abc 123"}}
+    records = [{**common, "versions": {"trl": v, "torch": "2.13.0"}} for v in ("1.16.0", "1.12.0")]
+    assert "torch 2.13.0, trl 1.12.0 and 1.16.0" in plots.where(records)
+
+
+def test_ppo_has_one_end_token(folder: Path) -> None:
+    made = assets.one_end(folder / "S")
+    assert json.loads((made / "generation_config.json").read_text())["eos_token_id"] == 2
+    several = json.loads((folder / "S" / "generation_config.json").read_text())["eos_token_id"]
+    assert len(several) == 7 and assets.one_end(folder / "S") == made
+    assert (made / "model.safetensors").stat().st_size == (folder / "S" / "model.safetensors").stat().st_size
+
+
+def test_ppo_is_compared_by_scores_and_lengths() -> None:
+    mine = {"completions/mean_length": [127.0, 127.0], "objective/scores": [0.5, 0.5]}
+
+    def against(reward: float) -> dict[str, float]:
+        theirs = {"completions/mean_length": [127.0], "reward": [reward]}
+        return equal_work.check("ppo", [{"side": "ours", "metrics": mine}, {"side": "trl", "metrics": theirs}])
+
+    # One error of the difference: 1.2 · sqrt(1/64 + 1/32) = 0.2598.
+    assert against(0.7598)["reward trl, standard errors"] == pytest.approx(1.0, 1e-3)
+    with pytest.raises(equal_work.UnequalWorkError, match="mean reward"):
+        against(1.6)
+
+
+def test_the_opponents_logs_get_one_name() -> None:
+    last = {"train_runtime": 3.0}
+    grpo = trl_side.metrics({"method": "grpo"}, {}, [{"loss": 0.1, "reward": 0.8}, {"loss": 0.2, "reward": 0.7}, last])
+    assert grpo == {"loss": [0.1, 0.2], "reward": [0.8, 0.7]}
+    ppo = trl_side.metrics({"method": "ppo", "batch": 4}, {"resp_per_step": 40.0}, [{"objective/scores": 0.5}, last])
+    assert ppo == {"objective/scores": [0.5], "reward": [0.5], "completions/mean_length": [10.0]}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.benchmarks.small import ROOT, loop, make_small, rollout, runs, scaling, versus_trl
+from tests.benchmarks.small import ROOT, loop, make_small, overlap, rollout, runs, scaling, versus_trl
 
 SHARED = ROOT / ".." / "shared" / "bench" / "trl_baseline.py"
 needs_shared = pytest.mark.skipif(not SHARED.is_file(), reason="../shared/bench is absent")
@@ -35,7 +35,7 @@ def test_ours_beside_the_packed_limit(folder: Path, tmp_path: Path, capsys: pyte
     [one] = said(capsys)
     assert one["method"] == "dpo" and one["ratio_tokens_per_s"] is None
     assert one["fraction_of_packed_limit"] > 0 and one["ours"]["tokens"] == one["packed"]["tokens"]
-    assert one["equal_work"]["loss packed"] < 1e-4
+    assert one["equal_work"]["loss packed"] < 1e-4 and "learning_rate packed" in one["equal_work"]
     assert one["setup"]["dtype"] == "fp32" and one["threads"] == {"ours": 1, "packed": 1}
     lines = results.read_text()
     assert versus(folder, results, "dpo", "ours,packed") == 0  # everything is there already
@@ -96,6 +96,17 @@ def test_scaling_of_other_settings(folder: Path, tmp_path: Path, capsys: pytest.
     assert scaling.main([*options, "--assets", str(folder), "--results", str(tmp_path / "r.jsonl")]) == 0
     [one] = said(capsys)
     assert one["slope_seconds"] is None and len(one["points"]) == 1
+
+
+@pytest.mark.slow
+def test_drawing_in_turn_and_at_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--methods", "ppo", "--steps", "4", "--rounds", "1", "--answers", "4", "--new-tokens", "6", "--json"]
+    given = ["--threads", "1", "--model", str(folder / "S"), "--results", str(tmp_path / "r.jsonl")]
+    assert overlap.main([*options, *given]) == 0
+    [one] = said(capsys)
+    assert one["sides"]["in turn"]["drift"] == 0 < one["sides"]["at once"]["drift"]
+    assert one["times_as_fast"] > 0 and all(side["cpu_s"] > 0 for side in one["sides"].values())
+    assert runs.read_results(tmp_path / "r.jsonl") == [one]
 
 
 @pytest.mark.slow

@@ -188,8 +188,9 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-RARE = {"eval_loss", "kl_exact", "learning_rate", "rewards/{func}/multiplier"}
-"""Not in every run: of held-out rows; where all probable answers were drawn; TRPO has no rate; of bounded parts."""
+RARE = {"eval_loss", "kl_exact", "learning_rate", "rewards/{func}/multiplier", *make_docs().DRIFT}
+"""Not in every run: of held-out rows; where all probable answers were drawn; TRPO has no rate; of bounded parts; of
+answers drawn ahead."""
 
 
 @pytest.mark.parametrize(("method", "inputs"), runs(), ids=lambda x: x if isinstance(x, str) else "")

@@ -206,6 +206,11 @@ _PPO = {
         "Gap between the engine's and the trainer's log-probabilities.", "below 0.001"
     ),
     "sampling/sampling_logp_difference/max": _x("The largest such gap of a token.", "below 0.01"),
+    "sampling/policy_drift/mean": _x(
+        "How far the policy has moved since it drew these answers (draw_ahead), in nats per token.",
+        "below 0.1; such answers are one version old",
+    ),
+    "sampling/policy_drift/max": _x("The largest such change of a token.", "below 3"),
     "unscorable": _x("Answers that the reward could not score.", "0"),
     "eval_reward": _x("Mean score of fresh answers to held-out prompts.", "rises with objective/scores"),
     "eval_ended": _x("Share of held-out answers that ended by themselves.", "above 0.9"),

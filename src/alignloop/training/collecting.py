@@ -19,6 +19,7 @@ from alignloop.core.batch import Experience
 from alignloop.core.errors import TrainingError
 from alignloop.core.types import Prompt, Sample, SamplingParams
 from alignloop.rewards.weighing import NOTHING, Sums, sums_of
+from alignloop.rollout.apart import Ask
 from alignloop.training.experience import Deck, Minibatches, check_lag, check_sampler, gather_experience
 from alignloop.training.learner import Learner
 from alignloop.training.scoring import part_metrics
@@ -69,7 +70,7 @@ def collect(
     scores = [d.score for d in kept if d.score is not None]
     places = [d.place for d in kept]
     experience, items = gather_experience(samples, scores, learner.policy, run.reference, critic, places)
-    metrics |= check_sampler(experience, world)
+    metrics |= check_sampler(experience, state.version, world)
     if "greedy" in needed:
         experience = _with_baseline(experience, [greedy[d.place] for d in kept])
     assert run.method.prepare is not None
@@ -94,8 +95,7 @@ def _draw_step(state: TrainState, run: Online, cfg: Any) -> tuple[list[Drawn], l
     while len(attempts) < most and len(chosen) < wanted:
         first = len(attempts) * run.prompts.batch
         prompts = _prompts(run, step, len(attempts))
-        mine = [(first + i, prompts[i]) for i in range(world.rank, len(prompts), world.size)]
-        answers = answers_to(run, mine, run.rollout.num_generations, run.sampling(step))
+        answers = answers_to(run, _mine(prompts, first, world), run.rollout.num_generations, run.sampling(step))
         attempts.append(Attempt(_scored(state, run, answers, learn=True), len(prompts)))
         good = torch.zeros(first + len(prompts), dtype=torch.int64, device=device)
         good[_worth_keeping(run, cfg, attempts[-1].answers, selects=selects)] = 1
@@ -120,11 +120,28 @@ def _prompts(run: Online, step: int, attempt: int) -> list[Prompt]:
     return replace(run.prompts, seed=seed).at(step)
 
 
+def first_ask(run: Online, world: AnyWorld, step: int) -> Ask:
+    """What this process will ask its engine for first in that step: known before the step is reached."""
+    mine = _mine(run.prompts.at(step), 0, world)
+    return Ask(tuple(_asked(mine)), run.rollout.num_generations, run.sampling(step))
+
+
+def _mine(prompts: Sequence[Prompt], first: int, world: AnyWorld) -> list[tuple[int, Prompt]]:
+    """This process's share of prompts that stand at the places first, first + 1, ..., by place."""
+    return [(first + i, prompts[i]) for i in range(world.rank, len(prompts), world.size)]
+
+
+def _asked(prompts: Iterable[tuple[int, Prompt]]) -> list[Prompt]:
+    """The prompts as an engine gets them: their names, on which dice depend, hold their places."""
+    return [replace(prompt, id=f"{prompt.id}@{place}") for place, prompt in prompts]
+
+
 def answers_to(run: Online, prompts: Iterable[tuple[int, Prompt]], n: int, sampling: SamplingParams) -> list[Drawn]:
     """n answers to the prompt at each place, in the order of places and indices, whatever order the engine finished
     them in."""
-    named = {f"{prompt.id}@{place}": (place, prompt) for place, prompt in prompts}
-    asked = [replace(prompt, id=name) for name, (_, prompt) in named.items()]
+    prompts = list(prompts)
+    asked = _asked(prompts)
+    named = {a.id: at for a, at in zip(asked, prompts, strict=True)}
     drawn = []
     for sample in run.engine.generate(asked, n, sampling):
         place, prompt = named[sample.prompt_id]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignloop.core.batch import Experience
+from alignloop.core.batch import Experience, spread
 from alignloop.core.errors import TrainingError
 from alignloop.core.layout import Item, build, empty, gather, place
 from alignloop.core.types import Sample
@@ -188,21 +188,30 @@ def micro_batches(units: Sequence[Sequence[int]], cut: Cut, items: Sequence[Item
     return [[i for unit in piece for i in unit] for piece in pieces] or [[]]
 
 
-def check_sampler(experience: Experience, world: AnyWorld, limit: float = 0.5) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's, over all processes. More than `limit` nats a token
-    on average is a broken contract (temperature, positions, another model): TrainingError. Usual: under 1e-4 in
-    float32."""
+def check_sampler(experience: Experience, version: int, world: AnyWorld, limit: float = 0.5) -> dict[str, float]:
+    """How far the engine's log-probabilities are from the trainer's, which is at `version`, over all processes.
+
+    Of answers of that version more than `limit` nats a token on average is a broken contract (temperature, positions,
+    another model): TrainingError. Usual: under 1e-4 in float32. Answers of earlier versions tell how far the policy
+    has moved since, which is no fault: they have figures of their own, and no limit.
+    """
     tokens = experience.tokens
     gap = (experience.logp_old - experience.logp_sampler)[tokens.mask].abs().double()
-    here = torch.stack([gap.sum(), gap.new_tensor(float(gap.numel())), gap.max() if gap.numel() else gap.sum()])
-    total, count, most = by_process(here, world).T
-    mean, most = float(total.sum() / count.sum()), float(most.max())
+    behind = spread(version - experience.version, tokens)[tokens.mask]
+    metrics: dict[str, float] = {}
+    for name, own in (("sampling/sampling_logp_difference", behind == 0), ("sampling/policy_drift", behind > 0)):
+        of = gap[own]
+        here = torch.stack([of.sum(), of.new_tensor(float(of.numel())), of.max() if of.numel() else of.sum()])
+        total, count, most = by_process(here, world).T
+        if count.sum():
+            metrics |= {f"{name}/mean": float(total.sum() / count.sum()), f"{name}/max": float(most.max())}
+    mean = metrics.get("sampling/sampling_logp_difference/mean", 0.0)
     if not mean <= limit:
         raise TrainingError(
             f"the engine's log-probabilities differ from the trainer's by {mean:.3g} nats a token; "
             "engine and trainer do not run the same model, temperature or tokens"
         )
-    return {"sampling/sampling_logp_difference/mean": mean, "sampling/sampling_logp_difference/max": most}
+    return metrics
 
 
 def check_lag(samples: Sequence[Sample], version: int, most: int) -> None:

@@ -2,7 +2,7 @@
 
 One step is one rollout batch and all optimizer steps on it, in the order of algorithms.md §20. Checkpoints fall between
 steps, so no rollout is ever in hand when one is written. `collecting` draws and prepares a batch, `learning` goes over
-it.
+it. An engine may have begun before it is asked (`ahead`); this loop need not know.
 """
 
 from __future__ import annotations

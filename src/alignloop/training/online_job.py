@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,10 @@ from alignloop.data.chat import ChatFormat
 from alignloop.data.collate import collate_tokens, demonstration_rows
 from alignloop.models.load import init_scalar, load_reward, load_tokenizer
 from alignloop.models.policy import Policy
+from alignloop.rollout.apart import Ask
 from alignloop.rollout.local import LocalEngine
 from alignloop.rollout.shards import ShardWriter, forget_from
+from alignloop.training.ahead import Ahead, engine_maker
 from alignloop.training.build import (
     Job,
     context,
@@ -25,9 +29,11 @@ from alignloop.training.build import (
     score_function,
     trained_policy,
 )
+from alignloop.training.collecting import first_ask
 from alignloop.training.fit import Watch
 from alignloop.training.learner import Learner
 from alignloop.training.loader import Cut, Stream
+from alignloop.training.machine import settle
 from alignloop.training.offline import Source
 from alignloop.training.online import Online, online
 from alignloop.training.scoring import open_chat
@@ -60,6 +66,7 @@ def online_job(method: Method, settings: TrainSettings, inputs: Inputs, folder: 
         prompts, rollout.rollout_batch_size, settings.loop.num_train_epochs, settings.loop.seed, settings.loop.max_steps
     )
     engine = local_engine(policy, chat, inputs.model, slots=rollout.slots)
+    settle(engine, prompts, settings, folder, world)
     shards = ShardWriter(folder / "rollouts" / f"rank-{world.rank}")
     run = Online(
         method=method,
@@ -78,17 +85,35 @@ def online_job(method: Method, settings: TrainSettings, inputs: Inputs, folder: 
     learner = Learner(policy, settings.optim, stream.steps * run.updates_per_step, world)
     state = TrainState(learner, _critic_learner(run, settings, inputs, world) if "value" in needed else None)
     state.prepared = method.init_state(settings.method) if method.init_state else None
+    ahead = _ahead(run, engine, settings, inputs, folder, world) if rollout.draw_ahead else None
+    if ahead is not None:
+        run, state.ahead = replace(run, engine=ahead), ahead
     watch = None if inputs.eval_prompts is None else _online_watch(settings, inputs, chat, engine, context(policy))
-    notes |= {"prompts": len(prompts)}
+    notes |= {"prompts": len(prompts), "slots": engine.slots}
 
     def steps() -> Iterator[tuple[int, dict[str, float]]]:
-        return online(state, run, stream.steps)
+        with ahead or nullcontext():
+            yield from online(state, run, stream.steps)
 
     def begin() -> None:
         engine.load(None, state.version)
         forget_from(shards.folder, state.step)
+        if ahead is not None:
+            ahead.begin(state.step)
 
     return Job(state, stream.steps, steps, tokenizer, chat, stream.epochs_a_step, watch, notes, begin=begin)
+
+
+def _ahead(
+    run: Online, engine: LocalEngine, settings: TrainSettings, inputs: Inputs, folder: Path, world: AnyWorld
+) -> Ahead:
+    """The engine of a run that draws and learns at once."""
+
+    def foresee(step: int) -> Ask | None:
+        return first_ask(run, world, step) if step < run.prompts.steps else None
+
+    make = engine_maker(inputs.model, settings.model, engine.slots)
+    return Ahead(engine, foresee, make, folder)
 
 
 def _critic_learner(run: Online, settings: TrainSettings, inputs: Inputs, world: AnyWorld) -> Learner | None:

@@ -96,8 +96,8 @@ class ModelSettings(Config):
     append_eos: bool = True
     """Train the model to end its answers. False for models that never learnt an end token."""
     threads: int = Field(0, ge=0)
-    """CPU threads; 0 takes one for a tiny model (up to 2 MiB of weights), else torch's choice. A run that goes on takes
-    the number that it began with."""
+    """CPU threads; 0 takes one for a tiny model (up to 2 MiB of weights), else torch's choice, or what `measure` finds.
+    A run that goes on takes the number that it began with."""
 
 
 class Rollout(Config):
@@ -118,9 +118,16 @@ class Rollout(Config):
     min_new_tokens: int = Field(0, ge=0)
     """0 is off; as top_k."""
     slots: int = Field(0, ge=0)
-    """Answers in flight at once; 0 chooses."""
+    """Answers in flight at once; 0 chooses: as many as 1 GiB of cache holds, from 8 to 96, or what `measure` finds."""
+    measure: bool = True
+    """On a CPU with 2 to 256 MiB of weights, time other numbers of threads and slots before the first step (about two
+    seconds) and take one that is clearly faster. False: two runs of a seed are equal to the byte, however busy the
+    machine."""
     max_lag: int = Field(0, ge=0)
     """Versions that an answer may be behind the policy that learns from it; an older one is refused."""
+    draw_ahead: bool = False
+    """Draw the answers of the next step in a second process while this one learns. They are then one version behind:
+    needs max_lag: 1, and importance.mode: tis or mask."""
     stop_at_validation: bool = False
     """Keep the weights of the best validation evaluation (needs eval_prompts): a guard against over-optimisation."""
 
@@ -233,6 +240,8 @@ def _check_together(method: Method, settings: TrainSettings, where: str) -> None
             f"{where}lora.dropout: {method.name} compares log-probabilities of two moments, and dropout is noise in "
             "one of them; set it to 0"
         )
+    if r.draw_ahead:
+        _check_ahead(method, settings, where)
     if settings.value_pretraining.value_pretraining_steps and method.shares_trunk(settings.method):
         raise ConfigError(
             f"{where}value_pretraining_steps: a critic on the policy's own trunk cannot learn while the policy stands "
@@ -242,3 +251,20 @@ def _check_together(method: Method, settings: TrainSettings, where: str) -> None
         raise ConfigError(
             f"{where}ptx_coef: {method.name} takes a step of its own kind, which adds no other loss; leave it at 0"
         )
+
+
+def _check_ahead(method: Method, settings: TrainSettings, where: str) -> None:
+    """Refuse answers of the version before where they would be refused later, or taken for the policy's own."""
+    if settings.rollout.max_lag < 1:
+        raise ConfigError(
+            f"{where}draw_ahead: answers are then one version behind the policy that learns from them, and max_lag: 0 "
+            "refuses those; set max_lag: 1, or leave draw_ahead out"
+        )
+    correction = getattr(settings.method, "importance", None)
+    if "old" not in method.needed(settings.method) or (correction is not None and correction.mode != "none"):
+        return
+    cure = "leave it out" if correction is None else "set importance: {mode: tis}, or leave it out"
+    raise ConfigError(
+        f"{where}draw_ahead: answers are then of the policy before its last update, and {method.name} would take them "
+        f"for its own; {cure}"
+    )

@@ -11,9 +11,10 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -33,9 +34,20 @@ class Pretraining:
     ended: int | None = None
 
 
+class Lasting(Protocol):
+    """What else must last from a run that was killed to the one that goes on."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 @dataclass
 class TrainState:
-    """The moving parts of one run. `step` counts finished driver steps; a driver continues at `step`."""
+    """The moving parts of one run. `step` counts finished driver steps; a driver continues at `step`.
+
+    ahead: the process that draws the next step's answers, where there is one.
+    """
 
     learner: Learner
     critic: Learner | None = None
@@ -46,6 +58,7 @@ class TrainState:
     reward: Learnt = field(default_factory=Learnt)
     pretraining: Pretraining = Pretraining()
     best: dict[str, Any] | None = None
+    ahead: Lasting | None = None
 
     def state_dict(self) -> dict[str, Any]:
         prepared = asdict(self.prepared) if is_dataclass(self.prepared) else self.prepared  # type: ignore[arg-type]
@@ -60,6 +73,7 @@ class TrainState:
             "reward": asdict(self.reward),
             "pretraining": asdict(self.pretraining),
             "best": self.best,
+            "ahead": self.ahead.state_dict() if self.ahead else None,
             "rng": torch.get_rng_state(),
             "threads": torch.get_num_threads(),
         }
@@ -77,6 +91,10 @@ class TrainState:
         self.reward = Learnt(**state.get("reward", {}))
         self.pretraining = Pretraining(**state["pretraining"])
         self.best = state["best"]
+        if (self.ahead is None) != (state.get("ahead") is None):
+            raise TrainingError("the checkpoint and the settings disagree about draw_ahead")
+        if self.ahead is not None:
+            self.ahead.load_state_dict(state["ahead"])
         torch.set_rng_state(state["rng"])
 
 

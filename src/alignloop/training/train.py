@@ -5,6 +5,7 @@ and over the procedures, which call it in turn.
     output_dir/metrics.jsonl   one line a step
     output_dir/checkpoints/    what a killed run continues from
     output_dir/rollouts/       what an online method sampled, a shard a step
+    output_dir/machine.json    CPU threads and slots, and who chose them (training/machine.py)
     output_dir/train.json      settings as resolved, data, parents, versions, how it ended
 
 Killed and called again, it continues to the same bytes.
@@ -36,10 +37,10 @@ from alignloop.models.load import save_policy, save_reward
 from alignloop.training.assemble import assemble
 from alignloop.training.build import Job
 from alignloop.training.fit import FitResult, fit
+from alignloop.training.machine import threads_of
 from alignloop.training.procedures import PROCEDURES, carry_out
 from alignloop.training.settings import TrainSettings, parse_settings
 from alignloop.training.state import resume
-from alignloop.training.threads import threads_of
 from alignloop.training.world import AnyWorld, join_world
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,8 @@ def find_method(name: str) -> Method | Procedure:
 
 def _procedure(chosen: Procedure, settings: TrainSettings, inputs: Inputs, folder: Path, show: bool) -> TrainResult:
     start = time.perf_counter()
-    found = carry_out(chosen, settings, inputs, folder, show=show)
+    with threads_of(settings, inputs.model, folder, join_world()):
+        found = carry_out(chosen, settings, inputs, folder, show=show)
     seconds = round(time.perf_counter() - start, 3)
     record = {
         "method": chosen.name,
