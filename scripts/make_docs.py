@@ -10,8 +10,8 @@ metrics from the report's glossary, commands from the command line, masks from a
 
 from __future__ import annotations
 
-import inspect
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -377,8 +377,6 @@ def command_tree() -> list[tuple[str, Any]]:
 
 
 def _command(path: str, command: Any) -> str:
-    import inspect
-
     arguments = [p for p in command.params if not p.opts[0].startswith("-")]
     options = [p for p in command.params if p.opts[0].startswith("-")]
     words = " ".join(_argument(p) for p in arguments)

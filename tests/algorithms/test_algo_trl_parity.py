@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignloop.algorithms import dpo, reward, sft
 from tests.algorithms.algo_fakes import Given, close, loss_of, pairs, rows_of
-from tests.algorithms.trl_fakes import LENGTHS, compare, fused, random_logp, theirs, trainer, trl
+from tests.algorithms.trl_fakes import LENGTHS, compare, dpo_loss, fused, random_logp, theirs, trainer, trl
 
 
 def test_sft() -> None:
@@ -71,28 +71,8 @@ def test_dpo(beta: float, smoothing: float) -> None:
     reference = [-4.0, -2.0, -6.0, -3.0, -2.5, -9.0][: tokens.n]
     batch = pairs(tokens, ref=reference, index=index)
     cfg = dpo.Config(beta=beta, label_smoothing=smoothing)
-    half = tokens.n // 2
-    me = trainer(
-        ld_alpha=None,
-        precompute_ref_logps=True,
-        f_divergence_type="reverse_kl",
-        loss_types=["aot" if smoothing else "sigmoid"],
-        loss_weights=[1.0],
-        beta=beta,
-        label_smoothing=smoothing,
-        use_weighting=False,
-    )
-    inputs = {
-        "input_ids": tokens.tokens,
-        "attention_mask": tokens.segment >= 0,
-        "completion_mask": tokens.mask.long(),
-        "ref_chosen_logps": torch.tensor(reference[:half]),
-        "ref_rejected_logps": torch.tensor(reference[half:]),
-    }
-
-    def other(logp: Tensor) -> Tensor:
-        return theirs(lambda: trl.DPOTrainer._compute_loss(me, lambda **_: fused(logp, tokens), dict(inputs), False))
-
+    loss = "aot" if smoothing else "sigmoid"
+    me, other = dpo_loss(tokens, reference, {loss: 1.0}, beta=beta, smoothing=smoothing)
     terms = {}
 
     def ours(logp: Tensor) -> Tensor:

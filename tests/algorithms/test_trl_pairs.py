@@ -22,7 +22,7 @@ from alignloop.algorithms import METHODS, kto, orpo
 from alignloop.core.batch import LabelBatch, Out, PairBatch, TokenBatch
 from alignloop.core.layout import build
 from tests.algorithms.algo_fakes import Alone, Given, close, items, loss_of, metrics_of, pairs, rows_of
-from tests.algorithms.trl_fakes import LENGTHS, compare, fused, logits_of, random_logp, theirs, trainer, trl
+from tests.algorithms.trl_fakes import LENGTHS, compare, dpo_loss, fused, logits_of, random_logp, theirs, trainer, trl
 
 INDEX = [(0, 3), (1, 4), (2, 5)]  # TRL stacks chosen on rejected
 REFERENCE = [-4.0, -2.0, -6.0, -3.0, -2.5, -9.0]
@@ -49,27 +49,7 @@ def objective(name: str, batch: Any, settings: dict[str, Any]) -> Callable[[Tens
 )
 def test_dpo_and_its_kin(name: str, settings: dict[str, Any], losses: dict[str, float], smoothing: float) -> None:
     tokens = rows_of(LENGTHS)
-    me = trainer(
-        ld_alpha=None,
-        precompute_ref_logps=True,
-        f_divergence_type="reverse_kl",
-        loss_types=list(losses),
-        loss_weights=list(losses.values()),
-        beta=0.3,
-        label_smoothing=smoothing,
-        use_weighting=False,
-    )
-    inputs = {
-        "input_ids": tokens.tokens,
-        "attention_mask": tokens.segment >= 0,
-        "completion_mask": tokens.mask.long(),
-        "ref_chosen_logps": torch.tensor(REFERENCE[:3]),
-        "ref_rejected_logps": torch.tensor(REFERENCE[3:]),
-    }
-
-    def other(logp: Tensor) -> Tensor:
-        return theirs(lambda: trl.DPOTrainer._compute_loss(me, lambda **_: fused(logp, tokens), dict(inputs), False))
-
+    _, other = dpo_loss(tokens, REFERENCE, losses, beta=0.3, smoothing=smoothing)
     compare(objective(name, pairs(tokens, ref=REFERENCE, index=INDEX), settings), other, random_logp(tokens))
 
 

@@ -52,6 +52,38 @@ def trainer(kind: type | None = None, **more: Any) -> Any:
     return made
 
 
+def dpo_loss(
+    tokens: TokenBatch, reference: list[float], losses: dict[str, float], *, beta: float, smoothing: float = 0.0
+) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """TRL's DPO trainer and its loss as a function of token log-probabilities. losses: names and weights.
+
+    tokens: TRL's order, every chosen answer before the first rejected one; reference: their summed log-probabilities.
+    """
+    half = tokens.n // 2
+    me = trainer(
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=list(losses),
+        loss_weights=list(losses.values()),
+        beta=beta,
+        label_smoothing=smoothing,
+        use_weighting=False,
+    )
+    inputs = {
+        "input_ids": tokens.tokens,
+        "attention_mask": tokens.segment >= 0,
+        "completion_mask": tokens.mask.long(),
+        "ref_chosen_logps": torch.tensor(reference[:half]),
+        "ref_rejected_logps": torch.tensor(reference[half:]),
+    }
+
+    def loss(logp: Tensor) -> Tensor:
+        return theirs(lambda: trl.DPOTrainer._compute_loss(me, lambda **_: fused(logp, tokens), dict(inputs), False))
+
+    return me, loss
+
+
 def theirs(f: Callable[[], Any]) -> Any:
     """Run something of TRL's; skip where what it is called, or what it reads, has moved."""
     try:

@@ -15,7 +15,6 @@ from alignloop.data import (
     load_preferences,
     load_prompts,
     load_rankings,
-    near_duplicates,
     one_answer_per_row,
     pairs_to_labels,
     rankings_to_pairs,
@@ -80,15 +79,6 @@ def test_a_prompt_in_two_splits_is_named() -> None:
     a, b = load_prompts([{"prompt": "Tell me  a story"}, {"prompt": "tell me a story"}]).records
     with pytest.raises(DataError, match="'tell me a story' stands in both train and test"):
         assert_disjoint({"train": [a], "test": [b]})
-
-
-def test_near_duplicates_share_thirteen_words() -> None:
-    words = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    train = load_prompts(
-        [{"prompt": f"Please read: {words} and go on"}, {"prompt": words.replace("seven", "7")}]
-    ).records
-    test = load_prompts([{"prompt": f"{words.upper()} again"}, {"prompt": "something else entirely"}]).records
-    assert near_duplicates(test, train) == [(test[0].id, train[0].id)]
 
 
 # Conversions

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from tests.e2e import toys
 
 from alignloop.feedback.active import CHOSEN, RANDOM, Candidate, Select, acquisition, choose
 from alignloop.models.tiny import save_tiny
@@ -33,14 +31,6 @@ STAGES_OF: dict[str, Any] = {
     "report": {"do": "evaluate", "models": ["ppo"], "prompts": "test.jsonl", "reward": "reward",
                "gold": "toys.py:count_x", "votes": "votes", "max_new_tokens": 4, "limit": 8},
 }  # fmt: skip
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    toys.write_world(tmp_path)
-    save_tiny(tmp_path / "base")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def plan(stages: dict[str, Any], times: int = 2, **loop: Any) -> Plan:

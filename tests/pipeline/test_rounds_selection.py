@@ -11,7 +11,6 @@ from tests.e2e import toys
 
 from alignloop.core.errors import ConfigError, DataError
 from alignloop.core.types import prompt_hash, text
-from alignloop.models.tiny import save_tiny
 from alignloop.pipeline.methods import validate_train
 from alignloop.pipeline.plan import Plan, make_plan
 from alignloop.pipeline.runner import Runner, RunResult
@@ -31,14 +30,6 @@ SELECT: dict[str, Any] = {
     "num_generations": 4,
     "max_completion_length": 6,
 }
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    toys.write_world(tmp_path)
-    save_tiny(tmp_path / "base")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def plan(stages: dict[str, Any], **top: Any) -> Plan:

@@ -22,6 +22,7 @@ from alignloop.store.database import parse_url
 from alignloop.web.access import cookie_name
 from alignloop.web.app import create_app
 from alignloop.web.settings import StudioSettings
+from tests.web.work_site import ARGUMENTS, CHROMIUM
 
 ORIGIN = "http://127.0.0.1:8321"
 ROLES = ("annotator", "reviewer", "curator", "owner")
@@ -110,6 +111,16 @@ def make_studio(house: tuple[Path, dict[str, str]]) -> Iterator[Callable[[Studio
 @pytest.fixture
 def studio(make_studio: Callable[[StudioSettings], Studio], settings: StudioSettings) -> Studio:
     return make_studio(settings)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A real browser, where the machine has one."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (the dev extra)")
+    with sync_api.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 def field(page: str, name: str) -> str:

@@ -16,7 +16,7 @@ from alignloop.store import Store
 from tests.web.every_page import OUTSIDE, P, addresses
 from tests.web.owner_site import campaign, snapshots
 from tests.web.test_browser_work import PHONE, WIDE, serious, sync_api
-from tests.web.work_site import ARGUMENTS, CHROMIUM, Site, serve
+from tests.web.work_site import CHROMIUM, Site, serve
 
 expect = sync_api.expect
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Chromium at {CHROMIUM}")
@@ -38,14 +38,6 @@ def site(filled: Path, tmp_path: Path) -> Iterator[Site]:
     shutil.copy(filled, tmp_path / "studio.db")
     with serve(tmp_path) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 Visit = Callable[..., sync_api.Page]

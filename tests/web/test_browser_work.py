@@ -16,7 +16,7 @@ from alignloop.feedback.tasks import create_tasks
 from alignloop.feedback.wording import Wording
 from alignloop.store import tables as t
 from tests.web.test_web_text import payloads
-from tests.web.work_site import ARGUMENTS, CHROMIUM, Site, add_pair, fill, serve
+from tests.web.work_site import CHROMIUM, Site, add_pair, fill, serve
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (the dev extra)")
 expect = sync_api.expect
@@ -24,14 +24,6 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Chromium a
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 KINDS = ("tutor", "ranks", "rate", "thumbs", "edit")
 WIDE, PHONE, NARROW = (1440, 900), (390, 844), (320, 480)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,18 +1,24 @@
-"""`alignloop data convert`: one kind of feedback as another."""
+"""`alignloop data`: one kind of feedback as another, and what training data shares with evaluation."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-data = typer.Typer(no_args_is_help=True, help="Turn one kind of feedback into another.")
+from alignloop.core.overlap import WORDS
+
+SHOWN = 20  # rows that are listed for people
+
+data = typer.Typer(no_args_is_help=True, help="Turn one kind of feedback into another; find leaks.")
 
 
 @data.callback()
 def _data() -> None:
-    """Turn one kind of feedback into another."""
+    """Turn one kind of feedback into another; find leaks."""
 
 
 @data.command("convert")
@@ -51,6 +57,36 @@ def convert(
     with out.open("x", encoding="utf-8") as file:
         file.writelines(export.lines(records))
     typer.echo(f"{loaded.report()}; {len(records)} {to}: {out}")
+
+
+@data.command("overlap")
+def overlap(
+    source: Annotated[Path, typer.Argument(help="A file that is trained on.", show_default=False)],
+    held: Annotated[list[Path], typer.Option("--with", help="Prompts that are evaluated on; may be given again.")],
+    column: Annotated[
+        list[str] | None, typer.Option("--column", metavar="NAME=COLUMN", help="A column's name in the training file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For other programs; lists every row.")] = False,
+) -> None:
+    """Find training rows that share 13 words in a row with an evaluation prompt. Exit code 1 if there are any."""
+    from alignloop.data.leaks import leaks
+
+    columns = dict(_mapped(text) for text in column or [])
+    found = leaks(source, held, columns=columns)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1))
+    else:
+        for row, words in found.rows[:SHOWN]:
+            typer.echo(f"row {row}: {words}")
+        if len(found.rows) > SHOWN:
+            typer.echo(f"and {len(found.rows) - SHOWN:,} more; list them all with --json")
+        typer.echo(
+            f"{len(found.rows):,} of {found.read:,} rows share {WORDS} words in a row with one of {found.held:,} "
+            f"prompts{'; leave them out with without: in the data of a recipe' if found.rows else ''}"
+        )
+        if found.unreadable:
+            typer.echo(f"{found.unreadable:,} rows could not be read and were not looked at")
+    raise typer.Exit(1 if found.rows else 0)
 
 
 def _mapped(text: str) -> tuple[str, str]:

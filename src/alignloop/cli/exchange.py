@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from alignloop.cli.stores import JsonOption, RunOption, StoreOption, open_store, store_address
+from alignloop.cli.stores import (
+    JsonOption,
+    RunOption,
+    StoreOption,
+    WithoutOption,
+    open_store,
+    overlapping,
+    store_address,
+)
 
 if TYPE_CHECKING:
     from alignloop.pipeline.imports import Report
@@ -81,6 +89,7 @@ def export(
     split: Annotated[list[str] | None, typer.Option("--split", help="Only this split; may be given again.")] = None,
     use: Annotated[str, typer.Option("--use", help="reward, or dpo: without ties and both-bad pairs.")] = "reward",
     method: Annotated[str, typer.Option("--method", help="Method of aggregation.")] = "ordinal",
+    without: WithoutOption = None,
     comments: Annotated[bool, typer.Option("--comments", help="With what annotators wrote (kind raw).")] = False,
     run: RunOption = None,
     store: StoreOption = None,
@@ -95,6 +104,8 @@ def export(
 
     if (snapshot is None) == (not project):
         raise ConfigError("export: give either --project or --snapshot")
+    if snapshot is not None and without:
+        raise ConfigError("export: --without is for --project; a snapshot is written as it was frozen")
     shape = shape or ("trl" if kind in TRL_COLUMNS else "full")
     form = form_of(kind=kind, shape=shape, file=file, margin=margin, splits=tuple(split or ()))
     values: dict[str, Any] = {"projects": project or ["-"], "kinds": (kind,), "use": use, "method": method}
@@ -107,7 +118,7 @@ def export(
             if snapshot is not None:
                 done = export_frozen(opened, snapshot, out, form, actor=ACTOR, reason=reason)
             else:
-                done = export_now(opened, spec, out, form, actor=ACTOR, reason=reason)
+                done = export_now(opened, spec, out, form, without=without or (), actor=ACTOR, reason=reason)
     if as_json:
         typer.echo(json.dumps(done.to_json(), indent=1))
         return
@@ -115,6 +126,8 @@ def export(
         typer.echo(f"{facts['rows']:>8,}  {done.path / name}")
     if not done.files:
         typer.echo("no rows")
+    if done.overlapping:
+        typer.echo(overlapping(done.overlapping))
 
 
 def backup(

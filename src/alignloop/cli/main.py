@@ -27,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 STOPPED = 130
-COMPUTES = {"demo", "run", "train", "generate", "score", "eval"}
+COMPUTES = {"demo", "run", "train", "generate", "score", "eval", "unseen-people"}
 """Commands that train or sample: malloc is set up for them before anything is allocated."""
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -39,6 +39,7 @@ app.command(name="train", rich_help_panel="Models", context_settings=EXTRA)(mode
 app.command(name="generate", rich_help_panel="Models")(models.generate)
 app.command(name="score", rich_help_panel="Models")(models.score)
 app.command(name="eval", rich_help_panel="Models")(models.evaluate)
+app.command(name="unseen-people", rich_help_panel="Models", context_settings=EXTRA)(models.unseen_people)
 app.command(name="studio", rich_help_panel="People")(studio.studio)
 app.command(name="annotate", rich_help_panel="People")(annotate.annotate)
 app.command(name="simulate", rich_help_panel="People")(simulate.simulate)

@@ -1,4 +1,7 @@
-"""`alignloop train`, `generate`, `score`, `eval`: single steps without a recipe. The work is `pipeline.commands`."""
+"""`alignloop train`, `generate`, `score`, `eval`, `unseen-people`: single steps without a recipe.
+
+The work is `pipeline.commands` and `pipeline.unseen_people`.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,38 @@ def evaluate(
     numbers = {"limit": limit, "max_new_tokens": max_new_tokens}
     stage = Evaluate.parse({"do": "evaluate", "models": models, **inputs, **numbers}, where="eval")
     typer.echo(f"report: {entry(COMMANDS, 'eval_command')(stage, out, seed)}")
+
+
+def unseen_people(
+    context: typer.Context,
+    snapshot: Annotated[Path, typer.Argument(help="A snapshot of comparisons.", show_default=False)],
+    model: Annotated[str, typer.Option("--model", "-m", help="What reward models start from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the models and of people.json.")],
+    groups: Annotated[int, typer.Option("--groups", min=2, help="Groups of people; a reward model each.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
+) -> None:
+    """Test whether reward models predict people whose votes they never saw. Settings of `train reward` may follow."""
+    from dataclasses import asdict
+
+    found = entry("alignloop.pipeline.unseen_people", "held_out_people")(
+        snapshot, model, out, groups=groups, seed=seed, settings=settings_of(context.args)
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1))
+        return
+    typer.echo(f"votes that reward models predict, {found.people} people in {found.groups} groups:")
+    for said, figure in (("people they never saw", found.unseen), ("people they saw", found.seen)):
+        typer.echo(f"  {said:24}{_share(figure)}")
+    typer.echo(f"  {'difference':24}{_share(found.gap)}")
+
+
+def _share(figure: Any) -> str:
+    """A share in per cent with its interval and n, or why there is none."""
+    if figure.value is None:
+        return str(figure.why)
+    bounds = f"{figure.low:.1%} to {figure.high:.1%}, " if figure.low is not None and figure.high is not None else ""
+    return f"{figure.value:6.1%} ({bounds}n = {figure.n:,}{'; ' + figure.why if figure.why else ''})"
 
 
 def _mapping(text: str | None) -> Any:

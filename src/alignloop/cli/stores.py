@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alignloop.core.overlap import WORDS
+
 if TYPE_CHECKING:
     from alignloop.store import Store
 
 StoreOption = Annotated[str | None, typer.Option("--store", metavar="URL", help="Database (default: that of the run).")]
 RunOption = Annotated[
     str | None, typer.Option("--run", help="Run folder or name (default: the model's own, or the latest).")
+]
+WithoutOption = Annotated[
+    list[Path] | None,
+    typer.Option("--without", help="Prompts of a benchmark: training rows that share 13 words in a row stay out."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For other programs.")]
 KINDS = ("prompt", "completion", "judgement", "snapshot", "run", "file")
@@ -68,6 +74,7 @@ def create(
         list[str] | None, typer.Option("--drop", metavar="KIND", help="ties, disputed or both_bad; may be given again.")
     ] = None,
     parent: Annotated[str | None, typer.Option("--parent", help="The snapshot that this one follows.")] = None,
+    without: WithoutOption = None,
     run: RunOption = None,
     store: StoreOption = None,
 ) -> None:
@@ -85,8 +92,10 @@ def create(
     values = (read_recipe(spec) if spec is not None else {}) | {k: v for k, v in given.items() if v}
     wanted = SnapshotSpec.parse({**values, **dict.fromkeys(drop or [], "drop")}, where="snapshot")
     with open_store(store, run, None) as opened:
-        made = freeze(opened, name, wanted, out, parent=parent, actor="cli")
+        made = freeze(opened, name, wanted, out, parent=parent, without=without or (), actor="cli")
     typer.echo(f"{made.n_rows} rows, sha256 {made.sha256}: {made.path}")
+    if made.overlapping:
+        typer.echo(overlapping(made.overlapping))
 
 
 @snapshot.command("list")
@@ -132,6 +141,12 @@ def diff(
         return
     for kind, ids in found.items():
         typer.echo(f"{kind:12} {len(ids):6}  {' '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}")
+
+
+def overlapping(n: int) -> str:
+    """What to say of training rows that were left out."""
+    rows = "row shares" if n == 1 else "rows share"
+    return f"{n:,} training {rows} {WORDS} words in a row with a held-out prompt: left out"
 
 
 def open_store(url: str | None, run: str | None, model: str | None) -> Store:

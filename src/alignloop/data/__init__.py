@@ -15,6 +15,7 @@ from alignloop.data.convert import (
     ranking_to_pairs,
     rankings_to_pairs,
 )
+from alignloop.data.overlap import held_out, overlaps
 from alignloop.data.readers import (
     Loaded,
     Skipped,
@@ -26,7 +27,7 @@ from alignloop.data.readers import (
     load_steps,
 )
 from alignloop.data.sources import Row, read_rows
-from alignloop.data.splits import assert_disjoint, folds, near_duplicates, split_by_prompt, split_key
+from alignloop.data.splits import assert_disjoint, folds, split_by_prompt, split_key
 
 __all__ = [
     "CONVERSIONS",
@@ -40,6 +41,7 @@ __all__ = [
     "chosen_as_demonstrations",
     "folds",
     "grades_to_margins",
+    "held_out",
     "labels_to_pairs",
     "load_demonstrations",
     "load_labels",
@@ -47,8 +49,8 @@ __all__ = [
     "load_prompts",
     "load_rankings",
     "load_steps",
-    "near_duplicates",
     "one_answer_per_row",
+    "overlaps",
     "pairs_to_labels",
     "ranking_to_pairs",
     "rankings_to_pairs",

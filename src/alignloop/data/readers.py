@@ -8,19 +8,22 @@ a `Loaded`: the records and every row that was left out, with file, row, field a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from alignloop.core.errors import ConfigError, DataError, nearest
+from alignloop.core.overlap import WORDS, HeldOut
 from alignloop.core.types import Completion, Demonstration, Label, Preference, Prompt, Ranking, Steps, content_id
 from alignloop.data.formats import Format, Kind, Parts, Strings, find_format
+from alignloop.data.overlap import held_out, overlaps
 from alignloop.data.schemas import BadField, key, make_completion, make_prompt, number
 from alignloop.data.sources import Row, Source, describe, read_rows
 
 R = TypeVar("R")
 OnBadRow = Literal["stop", "skip"]
+Without = Source | Sequence[Source]
 
 _COMMON = ("id", "weight")
 _OWN_COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -74,6 +77,7 @@ class _Request(Generic[R]):
     limit: int | None
     split: str | None
     strings: Strings
+    without: Without | None
 
 
 def load_demonstrations(
@@ -85,14 +89,18 @@ def load_demonstrations(
     limit: int | None = None,
     split: str | None = None,
     strings: Strings = "text",
+    without: Without | None = None,
 ) -> Loaded[Demonstration]:
     """Answers to imitate, from `messages`, `prompt`+`completion`, Alpaca, Dolly, ShareGPT `conversations` or `text`.
 
     columns: what a format calls a column -> its name in the file, as ``{"prompt": "question"}``. strings="chat" makes
-    plain prompts user turns and plain answers assistant turns. limit: records to load at most. Raises DataError with
-    file, row, field and reason on a bad row, unless on_bad_row="skip" (then it is listed in `Loaded.skipped`).
+    plain prompts user turns and plain answers assistant turns. limit: records to load at most. without: a source of
+    prompts, or several, that are evaluated on; rows that share 13 words in a row with one are left out and listed in
+    `Loaded.skipped`. Raises DataError with file, row, field and reason on a bad row, unless on_bad_row="skip" (then it
+    is listed there too).
     """
-    return _load(source, _Request("demonstrations", _demonstration, format, columns, on_bad_row, limit, split, strings))
+    ask = _Request("demonstrations", _demonstration, format, columns, on_bad_row, limit, split, strings, without)
+    return _load(source, ask)
 
 
 def load_preferences(
@@ -104,6 +112,7 @@ def load_preferences(
     limit: int | None = None,
     split: str | None = None,
     strings: Strings = "text",
+    without: Without | None = None,
 ) -> Loaded[Preference]:
     """Comparisons: `chosen`, `rejected` with or without `prompt`, HH-RLHF transcripts, Alpaca with both sides.
 
@@ -111,7 +120,8 @@ def load_preferences(
     `margin` >= 0, `weight` > 0, `id`, `group`. Equal sides are refused unless p = .5. Otherwise as
     `load_demonstrations`.
     """
-    return _load(source, _Request("preferences", _preference, format, columns, on_bad_row, limit, split, strings))
+    ask = _Request("preferences", _preference, format, columns, on_bad_row, limit, split, strings, without)
+    return _load(source, ask)
 
 
 def load_labels(
@@ -123,9 +133,11 @@ def load_labels(
     limit: int | None = None,
     split: str | None = None,
     strings: Strings = "text",
+    without: Without | None = None,
 ) -> Loaded[Label]:
     """Thumbs: `prompt`, `completion`, `label` (true for good). Otherwise as `load_demonstrations`."""
-    return _load(source, _Request("labels", _label, format, columns, on_bad_row, limit, split, strings))
+    ask = _Request("labels", _label, format, columns, on_bad_row, limit, split, strings, without)
+    return _load(source, ask)
 
 
 def load_prompts(
@@ -137,13 +149,15 @@ def load_prompts(
     limit: int | None = None,
     split: str | None = None,
     strings: Strings = "text",
+    without: Without | None = None,
 ) -> Loaded[Prompt]:
     """Prompts, further columns in `extra`: `prompt`, `messages`, `conversations`, `instruction`, or `text`.
 
     A conversation that ends with a turn to be answered is the prompt as a whole; of one that ends with an answer the
     turns before the first answer are. Otherwise as `load_demonstrations`.
     """
-    return _load(source, _Request("prompts", _prompt, format, columns, on_bad_row, limit, split, strings))
+    ask = _Request("prompts", _prompt, format, columns, on_bad_row, limit, split, strings, without)
+    return _load(source, ask)
 
 
 def load_rankings(
@@ -155,9 +169,11 @@ def load_rankings(
     limit: int | None = None,
     split: str | None = None,
     strings: Strings = "text",
+    without: Without | None = None,
 ) -> Loaded[Ranking]:
     """K distinct answers in order: `prompt`, `completions`, and `tiers` (indices, best first) or dense `ranks`."""
-    return _load(source, _Request("rankings", _ranking, format, columns, on_bad_row, limit, split, strings))
+    ask = _Request("rankings", _ranking, format, columns, on_bad_row, limit, split, strings, without)
+    return _load(source, ask)
 
 
 def load_steps(
@@ -169,9 +185,11 @@ def load_steps(
     limit: int | None = None,
     split: str | None = None,
     strings: Strings = "text",
+    without: Without | None = None,
 ) -> Loaded[Steps]:
     """Answers in steps (TRL's stepwise supervision): `prompt`, `completions` (the steps), `labels` (right or wrong)."""
-    return _load(source, _Request("steps", _steps, format, columns, on_bad_row, limit, split, strings))
+    ask = _Request("steps", _steps, format, columns, on_bad_row, limit, split, strings, without)
+    return _load(source, ask)
 
 
 # The reader
@@ -183,6 +201,7 @@ def _load(source: Source, ask: _Request[R]) -> Loaded[R]:
     if ask.limit is not None and ask.limit < 1:
         raise ConfigError(f"limit: {ask.limit} records were asked for; give 1 or more, or leave it out")
     records: list[R] = []
+    places: list[tuple[str, int]] = []
     skipped: list[Skipped] = []
     notes: Counter[str] = Counter()
     seen: set[str] = set()
@@ -205,13 +224,29 @@ def _load(source: Source, ask: _Request[R]) -> Loaded[R]:
             skipped.append(Skipped(row.file, row.number, bad.field, bad.reason))
             continue
         records.append(record)
+        places.append((row.file, row.number))
         notes.update(remarks)
         if len(records) == ask.limit:
             break
+    if (held := _evaluated_on(source, ask)) is not None:
+        shared = overlaps(records, held)  # type: ignore[arg-type]
+        reason = f"shares {WORDS} words in a row, or all, with the held-out prompt"
+        skipped += [Skipped(*places[i], "prompt", f"{reason} {name!r}") for i, name in shared.items()]
+        records = [record for i, record in enumerate(records) if i not in shared]
     if not records:
         first = f" (row {skipped[0].row} {skipped[0].field}: {skipped[0].reason})" if skipped else ""
         raise DataError(f"no usable row: all {len(skipped):,} were skipped{first}", file=describe(source))
     return Loaded(records, skipped, describe(source), ask.kind, name, dict(notes))
+
+
+def _evaluated_on(source: Source, ask: _Request[Any]) -> HeldOut | None:
+    """The prompts of `without`; None where there are none. No source is compared with itself."""
+    given = ask.without
+    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if several and isinstance(several[0], Mapping):  # rows, not sources
+        several = [given]
+    found = [load_prompts(one, on_bad_row="skip").records for one in several if one is not None and one != source]
+    return held_out(*found) if found else None
 
 
 def _cured(bad: BadField) -> str:

@@ -80,28 +80,6 @@ def assert_disjoint(splits: Mapping[str, Iterable[Record]]) -> None:
                 raise DataError(f"the prompt {words!r} stands in both {other} and {name}; split with split_by_prompt")
 
 
-def near_duplicates(held_out: Iterable[Record], train: Iterable[Record], n: int = 13) -> list[tuple[str, str]]:
-    """(id of a held-out record, id of a training record) whose prompts share n words in a row.
-
-    One pair for each held-out record at most. Prompts under n words are compared as a whole by their hash already.
-    """
-    first: dict[tuple[str, ...], str] = {}
-    for record in train:
-        for gram in _grams(record, n):
-            first.setdefault(gram, record.id)
-    found = []
-    for record in held_out:
-        match = next((first[gram] for gram in _grams(record, n) if gram in first), None)
-        if match is not None:
-            found.append((record.id, match))
-    return found
-
-
-def _grams(record: Record, n: int) -> list[tuple[str, ...]]:
-    words = normalised(prompt_of(record).text).split()
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
 def _salted(key: str, salt: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{salt}\n{key}".encode()).digest()[:8], "big")
 

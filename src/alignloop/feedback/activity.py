@@ -1,13 +1,13 @@
-"""How a project is getting on: votes by day, who is at work, and when it will be done if people go on as they do."""
+"""How a project is getting on: votes by day, who is at work, what it costs in hours, and when it will be done."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 import numpy as np
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session
 
 from alignloop.feedback.intervals import Figure, normal_figure, undefined
@@ -48,10 +48,24 @@ class Forecast:
 
 
 @dataclass(frozen=True)
+class Work:
+    """People's time with a card before them, in use. hours: so far, skips and revisions included.
+
+    seconds: of it for each vote; n counts votes, the interval is over people. to_come: hours of it for the votes that
+    are waiting, None where none are.
+    """
+
+    hours: float
+    seconds: Figure
+    to_come: Forecast | None
+
+
+@dataclass(frozen=True)
 class Activity:
     """days: votes of each of the last 30 days, oldest first, from the first vote on. pace: votes an hour, lately.
 
-    paced_ms: over how long it was taken. forecast: None where nothing is left to do, or the pace is not known.
+    paced_ms: over how long it was taken. forecast: None where nothing is left to do, or the pace is not known. work:
+    None where nobody's time was taken.
     """
 
     standing: Standing
@@ -60,6 +74,7 @@ class Activity:
     pace: Figure
     paced_ms: int
     forecast: Forecast | None
+    work: Work | None
 
 
 def activity(store: Store, project: str, *, now: int | None = None) -> Activity:
@@ -77,7 +92,9 @@ def activity(store: Store, project: str, *, now: int | None = None) -> Activity:
             if speed.value is not None:
                 break
         at_work = _at_work(session, row.id, at)
-    return Activity(found, _by_day(days, at), at_work, speed, paced_ms, forecast(found.waiting, speed))
+        times = _times(session, row.id)
+    ahead = forecast(found.waiting, speed)
+    return Activity(found, _by_day(days, at), at_work, speed, paced_ms, ahead, work_of(times, found.waiting))
 
 
 def pace_of(votes: Mapping[int, int], size: int) -> Figure:
@@ -100,6 +117,34 @@ def forecast(waiting: int, pace: Figure) -> Forecast | None:
     low = waiting / pace.high if pace.high else None
     high = waiting / pace.low if pace.low is not None and pace.low > 0 else None
     return Forecast(waiting / pace.value, low, high)
+
+
+def work_of(people: Sequence[tuple[int, int]], waiting: int) -> Work | None:
+    """The work of people, each given as (milliseconds, votes), and what the votes that are waiting will take."""
+    spent = np.array([ms for ms, _ in people], dtype=np.float64) / HOUR_MS
+    votes = np.array([n for _, n in people], dtype=np.float64)
+    n, groups = int(votes.sum()), len(people)
+    if not n:
+        return None
+    mean = float(spent.sum() / n)
+    off = float(((spent - mean * votes) ** 2).sum())
+    sd = np.sqrt(groups / (groups - 1) * off) / n if groups > 1 else np.nan  # of a ratio over people (Cochran 1977)
+    seconds = normal_figure(3600 * mean, 3600 * float(sd), n)
+    bounds = [None if bound is None else waiting * max(bound, 0.0) / 3600 for bound in (seconds.low, seconds.high)]
+    return Work(float(spent.sum()), seconds, Forecast(waiting * mean, *bounds) if waiting else None)
+
+
+def _times(session: Session, project_id: str) -> list[tuple[int, int]]:
+    """(active milliseconds, votes that stand) of everybody whose time was taken."""
+    j = t.Judgement
+    voted = case(((j.outcome == "answer") & STANDS, 1), else_=0)
+    query = (
+        select(func.sum(j.active_ms), func.sum(voted))
+        .join(t.Task, t.Task.id == j.task_id)
+        .where(t.Task.project_id == project_id, t.Task.kind.in_(ORDINARY), j.active_ms.is_not(None))
+        .group_by(j.annotator_id)
+    )
+    return [(int(ms), int(n)) for ms, n in session.execute(query).tuples()]
 
 
 def _counts(session: Session, project_id: str, group: ColumnElement[int], since: int) -> dict[int, int]:

@@ -4,10 +4,15 @@
 
 A row that is changed, removed or put in between breaks the chain at that place; whoever noted the last hash can also
 see that rows were cut off at the end. Judgements are not in it: they are immutable rows, sealed by snapshots.
+
+What is in the chain can never be taken out of it, and people have a right to be forgotten. So it holds no names: actors
+and people are row ids, and a person who is named in a reason is written there as a reference, which is read back as
+the name of today. A first name or a nickname alone is not recognised.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +28,7 @@ START = "0" * 64  # prev_hash of the first row
 LOCK = 0x616C6967  # PostgreSQL's advisory lock of the chain
 FIELDS = ("seq", "at", "actor", "action", "object_type", "object_id", "before", "after", "reason", "prev_hash")
 BATCH = 1000
+REFERENCE = re.compile(r"\{person:([^{}]+)\}")  # to somebody by row id, in a reason
 SYSTEM = "system"  # the actor of what the program does by itself
 
 
@@ -66,7 +72,8 @@ def record(
 
     place: the write session of the change itself, so that both are committed or neither; or a store.
     actor: handle or row id of a person, stored as row id, so that someone who leaves is not named in the log; any other
-    word ("system", "cli") is stored as it is. For the same reason before and after hold no names.
+    word ("system", "cli") is stored as it is. reason: the handles, full names and addresses of people in it are stored
+    as references, for the same reason; before and after hold no names.
     Concurrent writers queue: SQLite has one writer at a time, PostgreSQL takes a lock until the transaction ends.
     """
     if isinstance(place, Store):
@@ -93,7 +100,7 @@ def record(
         "object_id": object_id,
         "before": _stable(before),
         "after": _stable(after),
-        "reason": _stable(reason),
+        "reason": _stable(_referring(place, reason)),
         "prev_hash": last.hash if last is not None else START,
     }
     place.add(t.AuditEvent(**row, hash=json_sha256(row)))
@@ -127,15 +134,40 @@ def events(store: Store, limit: int = 100, before_seq: int | None = None, action
     if action is not None:
         query = query.where(row.action.startswith(action, autoescape=True))
     with store.read() as session:
+        found = session.execute(query).tuples().all()
+        named = {key for e, _ in found for key in REFERENCE.findall(e.reason)}
+        today = dict(session.execute(select(person.id, person.handle).where(person.id.in_(named))).tuples().all())
         return [
-            AuditLine(e.seq, e.at, handle or e.actor, e.action, e.object_type, e.object_id, e.before, e.after, e.reason)
-            for e, handle in session.execute(query)
+            AuditLine(
+                *(e.seq, e.at, handle or e.actor, e.action, e.object_type, e.object_id, e.before, e.after),
+                REFERENCE.sub(lambda match: today.get(match[1], match[0]), e.reason),
+            )
+            for e, handle in found
         ]
 
 
 def _person(session: Session, actor: str) -> str:
     found = select(t.Annotator.id).where((t.Annotator.handle == actor) | (t.Annotator.id == actor))
     return session.scalar(found) or actor
+
+
+def _referring(session: Session, reason: str) -> str:
+    """A reason with references instead of the handles, full names and addresses of the people of the store."""
+    if not reason:
+        return reason
+    row = t.Annotator
+    people = select(row.id, row.handle, row.display_name, row.email).where(row.kind == "human", row.state != "left")
+    names = {name: key for key, *several in session.execute(people) for name in several if name}
+    if not names:
+        return reason
+    ids = {name.casefold(): key for name, key in names.items()}
+
+    def refer(match: re.Match[str]) -> str:
+        key = ids.get(match[0].casefold())
+        return match[0] if key is None else f"{{person:{key}}}"
+
+    known = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{known})(?!\w)", refer, reason, flags=re.IGNORECASE)
 
 
 def _stable(value: Any) -> Any:

@@ -214,7 +214,7 @@ def leave(store: Store, annotator: str, *, actor: str | None = None, reason: str
         person.state, person.role, person.langs, person.skills = "left", "annotator", [], {}
         person.settings = {"pseudonyms": kept}
         theirs = t.Membership.annotator_id == person.id
-        session.execute(update(t.Membership).where(theirs).values(state="left", can_export=False))
+        session.execute(update(t.Membership).where(theirs).values(state="left", can_export=False, pause_reason=""))
         session.execute(delete(t.Credential).where(t.Credential.annotator_id == person.id))
         session.execute(delete(t.WebSession).where(t.WebSession.annotator_id == person.id))
         session.execute(delete(t.LoginToken).where(t.LoginToken.annotator_id == person.id))

@@ -17,6 +17,7 @@ from alignloop.feedback.agreement import PairAgreement, agreement, pairs_of_anno
 from alignloop.feedback.calibration import Calibration, calibrate
 from alignloop.feedback.campaign import Campaign, read_campaign
 from alignloop.feedback.consistency import Consistency, Repeat, consistency, read_repeats
+from alignloop.feedback.copying import Alike, answer_alike
 from alignloop.feedback.dawid_skene import fit_dawid_skene, same_side
 from alignloop.feedback.gold_checks import GoldRule, GoldState, gold_passes, sequential_test
 from alignloop.feedback.intervals import Figure, Rate, normal_figure
@@ -25,6 +26,7 @@ from alignloop.feedback.ordinal import OrdinalFit, fit_ordinal
 from alignloop.feedback.pace import Pace, PersonPace, pace
 from alignloop.feedback.quality import AnnotatorSummary, QualityReport, summary_of
 from alignloop.feedback.style import StyleReport, style_bias
+from alignloop.feedback.unseen_people import consensus_on_unseen
 from alignloop.store import Store
 from alignloop.store.votes import project_row
 
@@ -49,13 +51,17 @@ class AnnotatorReport:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """The ordinal model. cuts: −b, −a, a, b; scale: sd of d. same_side: how often Dawid and Skene's model agrees."""
+    """The ordinal model. cuts: −b, −a, a, b; scale: sd of d. same_side: how often Dawid and Skene's model agrees.
+
+    unseen: share of votes that it predicts of people whose votes were all left out.
+    """
 
     cuts: tuple[Figure, ...]
     scale: Figure
     left_bias: Figure
     calibration: Calibration | None
     same_side: Rate | None
+    unseen: Figure
     converged: bool
 
 
@@ -72,12 +78,16 @@ class Alarm:
 
 @dataclass(frozen=True)
 class ProjectReport:
-    """Everything about a project's people. model: None without votes. pairs: annotators who share 30 items or more."""
+    """Everything about a project's people. model: None without votes. pairs: annotators who share 30 items or more.
+
+    alike: those of them who answer alike too often to have read for themselves.
+    """
 
     summary: QualityReport
     fleiss: Figure
     fleiss_votes: int
     pairs: tuple[PairAgreement, ...]
+    alike: tuple[Alike, ...]
     annotators: tuple[AnnotatorReport, ...]
     model: ModelReport | None
     repeats: Consistency
@@ -123,8 +133,9 @@ def report_of(
         fleiss=found.fleiss,
         fleiss_votes=found.fleiss_votes,
         pairs=tuple(pairs_of_annotators(arrays, names, seed=seed)),
+        alike=tuple(pair for pair in answer_alike(arrays, names, fit) if pair.suspected),
         annotators=tuple(_people(summary, states, repeats, fit, sd, speed)),
-        model=_model(campaign, fit, sd) if campaign.votes else None,
+        model=_model(campaign, fit, sd, seed) if campaign.votes else None,
         repeats=everyone,
         pace_exponent=speed.exponent,
         style=style_bias(campaign),
@@ -157,7 +168,7 @@ def _good(names: Sequence[str], states: Mapping[str, GoldState], fit: OrdinalFit
     return np.asarray(fit.skill >= np.median(fit.skill))
 
 
-def _model(campaign: Campaign, fit: OrdinalFit, sd: OrdinalSd) -> ModelReport:
+def _model(campaign: Campaign, fit: OrdinalFit, sd: OrdinalSd, seed: int) -> ModelReport:
     arrays, n = campaign.arrays, len(campaign.votes)
     sizes = np.bincount(arrays.item, minlength=arrays.n_items)
     return ModelReport(
@@ -166,6 +177,7 @@ def _model(campaign: Campaign, fit: OrdinalFit, sd: OrdinalSd) -> ModelReport:
         left_bias=normal_figure(float(fit.side.mean()), sd.mean_side, n),
         calibration=calibrate(arrays, campaign.tasks, fit),
         same_side=same_side(fit.d, fit_dawid_skene(arrays).side, sizes),
+        unseen=consensus_on_unseen(arrays, campaign.names, fit, seed=seed),
         converged=fit.converged,
     )
 

@@ -27,14 +27,17 @@ SIZES = {"pairwise": (2, 2), "rank": (2, 9), "rate": (1, 9), "thumbs": (1, 1), "
 
 
 class Overlap(Config):
-    """Votes per task: one on most, several on a random slice, from which agreement and calibration are measured."""
+    """Votes per task: one on most, several on a random slice, from which agreement and calibration are measured.
+
+    Tasks whose prompts are in the split test have as many as the slice: what models are tested on has to be sure.
+    """
 
     votes: int = Field(1, ge=1)
     """Votes of an ordinary task. On a fixed budget, more pairs teach more than more votes per pair."""
     slice: float = Field(0.2, ge=0, le=1)
     """Share of tasks in the slice."""
     slice_votes: int = Field(3, ge=1)
-    """Votes of a task in the slice."""
+    """Votes of a task in the slice, and of every task of a test prompt."""
 
 
 def create_tasks(
@@ -74,7 +77,9 @@ def insert_tasks(
 ) -> list[str]:
     """`create_tasks` inside a session that is open. No plan: no seats, they open when they are due."""
     known = _completions(session, {c for group in comparisons for c in group})
-    prompt_keys = dict(key_pairs(session, t.Prompt.id, t.Prompt.key, {c.prompt_id for c in known.values()}))
+    prompts = {c.prompt_id for c in known.values()}
+    prompt_keys = dict(key_pairs(session, t.Prompt.id, t.Prompt.key, prompts))
+    splits = dict(key_pairs(session, t.Prompt.id, t.Prompt.split, prompts)) if plan is not None else {}
     groups = [_checked(row.kind, index, group, known) for index, group in enumerate(comparisons)]
     keys = [content_id("task", row.slug, kind, prompt_keys[g[0].prompt_id], sorted(c.key for c in g)) for g in groups]
     existing = select(t.Task.key, t.Task.id).where(t.Task.project_id == row.id)
@@ -95,7 +100,8 @@ def insert_tasks(
         tasks.append(facts | shared | {"priority": priority, "order_key": place})
         items += [{"task_id": task, "slot": s, "completion_id": c.id} for s, c in enumerate(group)]
         if plan is not None:
-            votes = plan.slice_votes if key in in_slice else plan.votes
+            tested = splits[group[0].prompt_id] == "test"
+            votes = plan.slice_votes if key in in_slice else max(plan.votes, tested * plan.slice_votes)
             seats += [seat_row(row.id, task, -priority, place) for _ in range(votes)]
     for table, rows in ((t.Task, tasks), (t.TaskItem, items), (t.Seat, seats)):
         if rows:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignloop.core.errors import ConfigError
+from alignloop.core.overlap import HeldOut
+from alignloop.data.overlap import held_out
+from alignloop.data.readers import load_prompts
 from alignloop.feedback import audit
 from alignloop.feedback.aggregate import AggregateConfig, aggregate
 from alignloop.store import Store
@@ -17,17 +20,36 @@ from alignloop.store.votes import iter_votes, project_row
 
 
 def freeze(
-    store: Store, name: str, spec: SnapshotSpec, folder: str | Path, *, parent: str | None = None, actor: str
+    store: Store,
+    name: str,
+    spec: SnapshotSpec,
+    folder: str | Path,
+    *,
+    parent: str | None = None,
+    without: Sequence[Path] = (),
+    actor: str,
 ) -> Snapshot:
-    """Aggregate the projects of a spec as they are now, make a snapshot, and put it on record."""
+    """Aggregate the projects of a spec as they are now, make a snapshot, and put it on record.
+
+    without: files of prompts that are evaluated on, which training rows must not share words with.
+    """
     _aggregate(store, spec)
-    made = create_snapshot(store, name, spec, folder, parent=parent)
+    made = create_snapshot(store, name, spec, folder, parent=parent, without=benchmarks(without))
     after = {"rows": made.n_rows, "sha256": made.sha256, "projects": list(spec.projects)}
     audit.record(store, actor=actor, action="snapshot", object_type="snapshot", object_id=name, after=after)
     return made
 
 
-def export(store: Store, spec: SnapshotSpec, out: str | Path, form: Form, *, actor: str, reason: str) -> Exported:
+def export(
+    store: Store,
+    spec: SnapshotSpec,
+    out: str | Path,
+    form: Form,
+    *,
+    without: Sequence[Path] = (),
+    actor: str,
+    reason: str,
+) -> Exported:
     """Write what a spec selects, as the store is now. The log says who asked for what and why, and what left.
 
     Errors: ConfigError without a reason, StoreError as `store.exports.export_project`.
@@ -36,7 +58,8 @@ def export(store: Store, spec: SnapshotSpec, out: str | Path, form: Form, *, act
     if form.kind == "pairs":
         _aggregate(store, spec)
     where = ",".join(spec.projects)
-    done = export_project(store, spec, out, form, _announce(store, actor, "project", where, reason))
+    announce = _announce(store, actor, "project", where, reason)
+    done = export_project(store, spec, out, form, announce, without=benchmarks(without))
     _finished(store, actor, "project", where, done)
     return done
 
@@ -61,6 +84,11 @@ def download(store: Store, spec: SnapshotSpec, form: Form, *, actor: str, reason
         _aggregate(store, spec)
     _announce(store, actor, "project", ",".join(spec.projects), reason)({"spec": spec.model_dump(mode="json")})
     return as_jsonl(stream_project(store, spec, form))
+
+
+def benchmarks(files: Sequence[Path]) -> HeldOut | None:
+    """The prompts of files, None for no file. Errors: DataError for a file without a prompt that can be read."""
+    return held_out(*(load_prompts(file, on_bad_row="skip").records for file in files)) if files else None
 
 
 def _aggregate(store: Store, spec: SnapshotSpec) -> None:

@@ -19,7 +19,7 @@ FORMAT = 2
 
 PATH_KEYS = (
     *("path", "paths", "file", "files", "data_files", "model", "function"),
-    *("constitution", "templates", "preferences"),
+    *("constitution", "templates", "preferences", "without"),
 )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from alignloop.core.layout import Item, build, gather
 from alignloop.core.types import Demonstration, Preference, Prompt, Sample, SamplingParams
-from alignloop.data.collate import demonstration_rows, pair_rows
+from alignloop.data.collate import Row, demonstration_rows, pair_rows
 from alignloop.evaluation.drift import kl_to_reference
 from alignloop.evaluation.perplexity import Perplexity, corpus_perplexity
 from alignloop.evaluation.reward_accuracy import RewardAccuracy, reward_accuracy
@@ -104,11 +104,18 @@ def votes_accuracy(model: RewardModel, votes: Sequence[Preference]) -> RewardAcc
 
     Ties (p = .5) name no side and are left out.
     """
-    rows = pair_rows([v for v in votes if v.p > 0.5], model.chat, context(model.policy))
-    sd = model.policy.sd
+    rows, chosen, rejected = pair_scores(model, [v for v in votes if v.p > 0.5])
     return reward_accuracy(
-        [s * sd for s in score_items(model.policy, [row.items[0] for row in rows])],
-        [s * sd for s in score_items(model.policy, [row.items[1] for row in rows])],
+        chosen,
+        rejected,
         chosen_length=[len(row.items[0].response) for row in rows],
         rejected_length=[len(row.items[1].response) for row in rows],
     )
+
+
+def pair_scores(model: RewardModel, pairs: Sequence[Preference]) -> tuple[list[Row], list[float], list[float]]:
+    """Comparisons as token ids, and the scores of their chosen and rejected answers, on the scale that was trained."""
+    rows = pair_rows(pairs, model.chat, context(model.policy))
+    sd = model.policy.sd
+    chosen, rejected = ([s * sd for s in score_items(model.policy, [r.items[k] for r in rows])] for k in (0, 1))
+    return rows, chosen, rejected

@@ -19,6 +19,7 @@ from alignloop.core.errors import DataError
 from alignloop.core.types import Prompt, prompt_hash
 from alignloop.pipeline.checks import check_lengths, check_plan, root_model
 from alignloop.pipeline.inputs import chosen_prompts, records, stage_share
+from alignloop.pipeline.leaks import Leaks
 from alignloop.pipeline.plan import Plan, Planned
 from alignloop.pipeline.preflight import Batching, HeldModel, parameters_on_disk, render_models, render_work, work_rows
 from alignloop.pipeline.runner import StageContext
@@ -58,16 +59,19 @@ def _train_tables(sources: _Sources, planned: Planned, stage: Train, rate: float
         kinds = {"prompts": "prompts", "eval_prompts": "prompts", "data": method.reads}
         given = {field: kind for field, kind in kinds.items() if getattr(stage, field) is not None}
         counts = {
-            field: sources.count(planned, getattr(stage, field), kind, held=field == "eval_prompts")
+            field: sources.count(
+                planned, getattr(stage, field), kind, held=field == "eval_prompts", learnt=field != "eval_prompts"
+            )
             for field, kind in given.items()
         }
         sources.hand_on(planned, counts.get("prompts", 0) if method.makes == "answers" else 0)
         return
-    rows = sources.count(planned, stage.prompts if method.data == "prompts" else stage.data, method.data)
+    rows = sources.count(planned, stage.prompts if method.data == "prompts" else stage.data, method.data, learnt=True)
     extras = (stage.eval_data, method.data), (stage.eval_prompts, "prompts"), (stage.pretrain_data, "demonstrations")
     for extra, kind in extras:
         if extra is not None:
-            sources.count(planned, extra, kind, held=extra is stage.eval_prompts)
+            learnt = extra is stage.pretrain_data
+            sources.count(planned, extra, kind, held=extra is stage.eval_prompts, learnt=learnt)
     held = _models_held(sources.plan, stage, method, settings)
     if held:
         work = work_rows(_batching(method, settings, max(1, rows)), held[0].parameters, rate, len(held) - 1)
@@ -130,6 +134,7 @@ class _Sources:
         self._notes = _Notes(logging.WARNING)
         self._log = logging.Logger("alignloop.preflight")
         self._log.addHandler(self._notes)
+        self._leaks = Leaks(plan, self._measured, self._log)
 
     def told(self) -> list[str]:
         """What the readers had to say since the last call: rows that were left out."""
@@ -152,8 +157,18 @@ class _Sources:
         """Remember how many records the stages after `planned` will read of it."""
         self._counts[planned.name] = records
 
-    def count(self, planned: Planned, data: Any, kind: str, *, held: bool = False) -> int:
+    def count(self, planned: Planned, data: Any, kind: str, *, held: bool = False, learnt: bool = False) -> int:
         """Records of some data: read now where it is a source, known from the plan where it is a stage."""
+        known, found = self._read(planned, data, kind)
+        if learnt:
+            self._leaks.look_at(planned, found)
+        if kind == "prompts" and found:
+            check_lengths(self.plan, planned, found)
+            self._note(planned, found, held)
+        return known + len(found)
+
+    def _read(self, planned: Planned, data: Any, kind: str) -> tuple[int, list[Any]]:
+        """How many records come of stages, and the records of sources."""
         known, others = 0, []
         for source in data if isinstance(data, list | tuple) else [data]:
             name, share = stage_share(source, planned.name) if _is_share(source) else (source, 1.0)
@@ -161,11 +176,16 @@ class _Sources:
                 known += round(share * self._counts[name])
             else:
                 others.append(source)
-        found = records(self._context(planned), others, kind) if others else []
-        if kind == "prompts" and found:
-            check_lengths(self.plan, planned, found)
-            self._note(planned, found, held)
-        return known + len(found)
+        return known, records(self._context(planned), others, kind) if others else []
+
+    def _measured(self, planned: Planned, data: Any, kind: str) -> list[Any]:
+        """The records of those sources that are no stages, without a word: they are told of when it is their turn."""
+        stages, told = {p.name for p in self.plan.stages}, list(self._notes.lines)
+        listed = data if isinstance(data, list | tuple) else [data]
+        sources = [s for s in listed if not _is_share(s) and not (isinstance(s, str) and s in stages)]
+        found = records(self._context(planned), sources, kind) if sources else []
+        self._notes.lines = told
+        return found
 
     def _prompts(self, planned: Planned, stage: Generate) -> int:
         if isinstance(stage.prompts, str) and stage.prompts in self._counts:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from alignloop.core.errors import StoreError, nearest
+from alignloop.core.overlap import HeldOut
 from alignloop.store.ids import encoded
 from alignloop.store.row_kinds import ROWS, Kind, Row
 from alignloop.store.rows import FREE
@@ -62,27 +63,39 @@ def form_of(**words: Any) -> Form:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: rows and hash of each file, by name."""
+    """What an export wrote: rows and hash of each file, by name. overlapping: rows left out, as `Selection` says."""
 
     path: Path
     rows: int
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overlapping: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """What an audit log keeps."""
-        return {"path": str(self.path), "rows": self.rows, "files": {k: dict(v) for k, v in self.files.items()}}
+        files = {name: dict(facts) for name, facts in self.files.items()}
+        return {"path": str(self.path), "rows": self.rows, "files": files, "overlapping": self.overlapping}
 
 
 def export_project(
-    store: Store, spec: SnapshotSpec, out: str | Path, form: Form, announce: Announce = lambda about: None
+    store: Store,
+    spec: SnapshotSpec,
+    out: str | Path,
+    form: Form,
+    announce: Announce = lambda about: None,
+    *,
+    without: HeldOut | None = None,
 ) -> Exported:
     """Write what a spec selects, as the store is now, into a new folder.
 
+    without: prompts of benchmarks, which training rows must not share words with (`create_snapshot`).
     announce: told what is asked for before the first row is read, so that a log knows of an export that was cut off.
     Errors: StoreError if the folder holds something, or as `create_snapshot`.
     """
     announce({"spec": spec.model_dump(mode="json"), **asdict(form), "path": str(out)})
-    return _write(stream_project(store, spec, form), Path(out), form)
+    with store.read() as session:
+        selection = Selection(session, spec.model_copy(update={"kinds": (form.kind,)}), without)
+        done = _write(_formed(selection.rows(form.kind), form), Path(out), form)
+    return replace(done, overlapping=len(selection.overlaps))
 
 
 def export_snapshot(path: str | Path, out: str | Path, form: Form, announce: Announce = lambda about: None) -> Exported:

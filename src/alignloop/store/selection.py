@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,8 +16,10 @@ from sqlalchemy.orm import Session
 
 from alignloop.core.config import Config
 from alignloop.core.errors import StoreError
+from alignloop.core.overlap import HeldOut
 from alignloop.store import tables as t
 from alignloop.store.clusters import QUARANTINE
+from alignloop.store.records import STREAM
 from alignloop.store.row_kinds import Kind, Row, Targets
 from alignloop.store.rows import current_aggregation, rows_of_project
 from alignloop.store.votes import project_row
@@ -48,6 +50,8 @@ class SnapshotSpec(Config):
     """Votes that a pair outside the split train needs, unless it was adjudicated."""
     targets: Targets = Targets()
     """What judgements are worth where no aggregation says so."""
+    overlap: Choice = "drop"
+    """Training rows that share 13 words in a row with a validation or test prompt of the store."""
     comments: bool = False
     """Whether raw rows carry what annotators wrote beside their answers."""
 
@@ -74,10 +78,12 @@ class SnapshotSpec(Config):
 class Selection:
     """The rows of a spec in one transaction. `sources` says what they come from, `judgements` grows as they are read.
 
+    without: prompts of benchmarks; training rows that share words with one are left out, whatever the spec says.
+    `overlaps` grows by what is left out so: (kind, row id) -> the name of the held-out prompt.
     Errors: StoreError for a project that is not aggregated as it stands, or a cluster of prompts in two splits.
     """
 
-    def __init__(self, session: Session, spec: SnapshotSpec):
+    def __init__(self, session: Session, spec: SnapshotSpec, without: HeldOut | None = None):
         self.session, self.spec = session, spec
         self.projects = [project_row(session, slug) for slug in dict.fromkeys(spec.projects)]
         _check_clusters(session)
@@ -85,6 +91,8 @@ class Selection:
         self.aggregations = [current_aggregation(session, p, spec.method) if pairs else None for p in self.projects]
         self.sources = [self._source(p, a) for p, a in zip(self.projects, self.aggregations)]
         self.judgements: dict[str, None] = {}
+        self.overlaps: dict[tuple[Kind, str], str] = {}
+        self._held = held_out_of(session, without, own=spec.overlap == "drop") if self._trains() else ()
 
     def rows(self, kind: Kind) -> Iterator[Row]:
         """The rows of a kind by id. Errors: StoreError for two rows of one id, or a pair of equal sides."""
@@ -95,6 +103,9 @@ class Selection:
         last, copies = "", set[str]()
         for row, judgements in heapq.merge(*streams, key=lambda found: str(found[0]["id"])):
             if not self.spec.wants(kind, row):
+                continue
+            if kind != "raw" and row["split"] == "train" and (match := self._shared(row)) is not None:
+                self.overlaps[kind, row["id"]] = match
                 continue
             if row["id"] <= last:
                 raise StoreError(f"{kind} row '{row['id']}': comes twice; give each project once")
@@ -109,6 +120,18 @@ class Selection:
                 raise StoreError(f"pairs row '{row['id']}': chosen and rejected are the same text; void the task")
             self.judgements.update(dict.fromkeys(judgements))
             yield row
+
+    def _trains(self) -> bool:
+        spec = self.spec
+        return set(spec.kinds) != {"raw"} and (not spec.splits or "train" in spec.splits)
+
+    def _shared(self, row: Row) -> str | None:
+        if not self._held:
+            return None
+        sides = [row[name] for name in ("chosen", "rejected", "completion") if name in row]
+        answers = [spoken(said) for said in [*sides, *row.get("completions", ())]]
+        prompt = spoken(row["prompt"])
+        return next(filter(None, (held.match(prompt, answers) for held in self._held)), None)
 
     def _source(self, project: t.Project, aggregation: t.Aggregation | None) -> dict[str, Any]:
         query = select(t.Guideline.sha256).where(t.Guideline.project_id == project.id).order_by(t.Guideline.version)
@@ -158,6 +181,23 @@ class Tally:
             found["longer_chosen"] = self.longer / self.unequal if self.unequal else None
             found["authors"] = {a: {side: counter[a] for side, counter in self.sides.items()} for a in authors}
         return found
+
+
+def held_out_of(session: Session, benchmarks: HeldOut | None, *, own: bool) -> tuple[HeldOut, ...]:
+    """What training rows are compared with: benchmarks, and with `own` the store's validation and test prompts.
+
+    What many training prompts of the store share is boilerplate.
+    """
+    p = t.Prompt
+    stored = select(p.key, p.messages).where(p.split.not_in(("train", QUARANTINE))).order_by(p.id)
+    mine = HeldOut((key, spoken(messages)) for key, messages in session.execute(stored)) if own else HeldOut()
+    trained = select(p.messages).where(p.split == "train").execution_options(yield_per=STREAM)
+    return tuple(held.among(map(spoken, session.scalars(trained))) for held in (benchmarks, mine) if held)
+
+
+def spoken(messages: Sequence[Mapping[str, str]]) -> str:
+    """What messages say, without those of the system, which are often one for all."""
+    return "\n\n".join(m["content"] for m in messages if m["role"] != "system")
 
 
 def _check_clusters(session: Session) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from alignloop import __version__
 from alignloop.core.errors import StoreError
+from alignloop.core.overlap import WORDS, HeldOut
 from alignloop.core.types import Preference
 from alignloop.store import tables as t
 from alignloop.store.cards import card
@@ -38,6 +40,7 @@ __all__ = ["Difference", "Snapshot", "SnapshotSpec", "create_snapshot", "diff", 
 __all__ += ["load_rows", "load_snapshot", "read_rows", "read_snapshot", "verify"]
 
 SCHEMA = 2
+EXAMPLES = 5  # rows left out that a manifest names
 MANIFEST, CARD = "manifest.json", "README.md"
 _UNHASHED = ("name", "created", "alignloop", "manifest_sha256")
 _LABELS = {"pairs": "chosen_id", "kto": "label", "sft": "completion_id", "ranking": "tiers", "raw": "outcome"}
@@ -61,6 +64,11 @@ class Snapshot:
         return int(self.manifest["rows"])
 
     @property
+    def overlapping(self) -> int:
+        """Training rows left out for the words that they share with held-out prompts."""
+        return sum(self.manifest.get("overlap", {}).get("left_out", {}).values())
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         return tuple(self.manifest["counts"])
 
@@ -79,22 +87,30 @@ class Difference:
 
 
 def create_snapshot(
-    store: Store, name: str, spec: SnapshotSpec, folder: str | Path, *, parent: str | None = None
+    store: Store,
+    name: str,
+    spec: SnapshotSpec,
+    folder: str | Path,
+    *,
+    parent: str | None = None,
+    without: HeldOut | None = None,
 ) -> Snapshot:
     """Freeze judgements into ``folder/name`` and record them, with an edge from every judgement used.
 
-    The same name, spec and data again return the snapshot that exists. Errors: StoreError if the name holds other
-    data, if votes have changed since they were aggregated, or if near-duplicate prompts stand in two splits.
+    without: prompts of benchmarks; training rows that share 13 words in a row with one are left out. The same name,
+    spec, benchmarks and data again return the snapshot that exists. Errors: StoreError if the name holds other data, if
+    votes have changed since they were aggregated, or if near-duplicate prompts stand in two splits.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise StoreError(f"snapshot '{name}': use letters, digits, '.', '-' and '_' only, at most 100")
     draft = _draft_folder(Path(folder), name)
     try:
         with store.read() as session:
-            selection = Selection(session, spec)
+            selection = Selection(session, spec, without)
             before = _find(session, parent) if parent is not None else None
             known = session.scalar(select(t.Snapshot).where(t.Snapshot.name == name))
             manifest = _write_files(selection, draft) | {"parent": before.manifest_sha256 if before else None}
+            manifest["overlap"] = _overlap(selection, without)
         manifest["manifest_sha256"] = manifest_sha256(manifest)
         if known is not None and known.manifest_sha256 != manifest["manifest_sha256"]:
             raise StoreError(
@@ -233,6 +249,14 @@ def _write_files(selection: Selection, folder: Path) -> dict[str, Any]:
         "counts": counts,
         "files": files,
     }
+
+
+def _overlap(selection: Selection, without: HeldOut | None) -> dict[str, Any]:
+    """What was left out for the words that it shares with held-out prompts."""
+    left_out = Counter(kind for kind, _ in selection.overlaps)
+    examples = [[kind, key, name] for (kind, key), name in list(selection.overlaps.items())[:EXAMPLES]]
+    facts = {"words": WORDS, "left_out": dict(sorted(left_out.items())), "examples": examples}
+    return facts | {"benchmarks": without.sha256 if without else None}
 
 
 def _draft_folder(folder: Path, name: str) -> Path:

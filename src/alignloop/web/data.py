@@ -105,10 +105,11 @@ def make_snapshot(request: Request, project: str, who: Curator, form: Fields) ->
         parent = form.get("parent") or None
         if parent is not None:
             _snapshot(store_of(request), project, who, parent)
-        freeze(store_of(request), form.get("name", "").strip(), spec, folder, parent=parent, actor=who.annotator_id)
+        name = form.get("name", "").strip()
+        made = freeze(store_of(request), name, spec, folder, parent=parent, actor=who.annotator_id)
     except AlignloopError as error:
         return _page(request, project, who, form=form, error=str(error), section="snapshots")
-    return RedirectResponse(f"/p/{project}/data?news=snapshot#snapshots", 303)
+    return RedirectResponse(f"/p/{project}/data?news=snapshot&n={made.overlapping}#snapshots", 303)
 
 
 @router.post("/p/{project}/data/verify")
