@@ -6,6 +6,7 @@ from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from alignloop.core.errors import StoreError
+from alignloop.feedback.desk import Desk
 from alignloop.feedback.revisions import STANDS
 from alignloop.store import tables as t
 from alignloop.store.studio_tables import ROLES
@@ -15,17 +16,17 @@ _M = t.Membership.__table__.c
 _ANY_MEMBER = select(_M.annotator_id).where(_M.project_id == bindparam("project")).limit(1)
 
 
-def admit(session: Session, project: t.Project, person: t.Annotator) -> t.Membership | None:
-    """The person's place among the project's members. None where there are none yet (scripts, a single user), and for
-    owners of the store.
+def admit(session: Session, desk: Desk) -> None:
+    """Let this person have cards of the project: its active members may, owners of the store, and anybody where there
+    are no members yet (scripts, a single user).
 
     Errors: StoreError if the project is not open, the person not active, or not one of its members.
     """
+    project, person, member = desk.project, desk.person, desk.member
     if project.state != "open":
         raise StoreError(f"project '{project.slug}': is {project.state}; open it to hand out cards")
     if person.state != "active":
         raise StoreError(f"annotator '{person.handle}': is {person.state}; make them active to hand out cards")
-    member = session.get(t.Membership, (project.id, person.id))
     if member is None:
         if person.role != "owner" and session.scalar(_ANY_MEMBER, {"project": project.id}) is not None:
             raise StoreError(f"annotator '{person.handle}': is no member of project '{project.slug}'; invite them")
@@ -33,12 +34,12 @@ def admit(session: Session, project: t.Project, person: t.Annotator) -> t.Member
         raise StoreError(
             f"annotator '{person.handle}': is {member.state} in project '{project.slug}'; a curator can resume them"
         )
-    return member
 
 
-def admit_reviewer(session: Session, project: t.Project, person: t.Annotator) -> None:
+def admit_reviewer(session: Session, desk: Desk) -> None:
     """Like `admit`, and the person may settle conflicts. Errors: StoreError for a role that may not."""
-    member = admit(session, project, person)
+    admit(session, desk)
+    project, person, member = desk.project, desk.person, desk.member
     if member is not None and person.role != "owner" and member.role not in REVIEWERS:
         raise StoreError(
             f"annotator '{person.handle}': is {member.role} in project '{project.slug}'; "

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from alignloop.core.errors import DataError
 from alignloop.core.types import Completion, Message, content_id
 from alignloop.feedback.judgements import SCALES, Card, Verdict
-from alignloop.feedback.projects import Criterion, criteria_of, settings_of
+from alignloop.feedback.projects import Criterion, settings_of
 from alignloop.store import tables as t
 from alignloop.store.records import answer_role, completion_row
 
@@ -30,13 +30,12 @@ class Entry:
     skip_reason: str | None = None
 
 
-def check_answers(session: Session, project: t.Project, entries: Sequence[Entry]) -> None:
-    """Refuse answers that do not fit the project's criteria. Errors: DataError naming row and field."""
-    answers = [(k, e) for k, e in enumerate(entries) if e.outcome == "answer"]
-    if not answers:
-        return
-    criteria, comments = criteria_of(session, project.id), settings_of(project).comment_required
-    for row, entry in answers:
+def check_answers(project: t.Project, criteria: Sequence[Criterion], entries: Sequence[Entry]) -> None:
+    """Refuse answers that do not fit what the project asks. Errors: DataError naming row and field."""
+    comments = settings_of(project).comment_required
+    for row, entry in enumerate(entries):
+        if entry.outcome != "answer":
+            continue
         if comments and not entry.verdict.comment.strip():
             raise DataError("missing; this project asks for a comment with every answer", row=row, field="comment")
         try:

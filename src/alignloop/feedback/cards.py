@@ -11,15 +11,16 @@ from sqlalchemy.orm import Session, aliased
 
 from alignloop.core.errors import StoreError
 from alignloop.core.types import Completion, Prompt
+from alignloop.feedback.desk import Desk, Handed, handed
 from alignloop.feedback.judgements import Card, shown_order
 from alignloop.feedback.leases import genuine
+from alignloop.feedback.projects import annotator_row
 from alignloop.feedback.revisions import STANDS
 from alignloop.store import tables as t
+from alignloop.store.memo import Memo
 from alignloop.store.records import chunks, completion_record, prompt_record
 
 _ORIGINAL = aliased(t.Task, name="original")
-_G = t.Guideline.__table__.c
-_GUIDELINE = select(_G.id).where(_G.project_id == bindparam("project")).order_by(_G.version.desc()).limit(1)
 _SHOWN = (
     select(t.Task, _ORIGINAL.key, t.Completion, t.Prompt)
     .join(t.TaskItem, t.TaskItem.task_id == t.Task.id)
@@ -32,19 +33,21 @@ _SHOWN = (
 
 
 class _Contents(NamedTuple):
-    """A task with what it shows. origin: the key of the task that it repeats, else its own."""
+    """What a task shows: rows that never change. origin: the key of the task that it repeats, else its own."""
 
-    task: t.Task
+    key: str
+    kind: str
     origin: str
     prompt: Prompt
     completions: dict[str, Completion]  # by row id, in slot order
 
 
-def cards_of(session: Session, project: t.Project, person: t.Annotator, seats: Sequence[t.Seat]) -> list[Card]:
+def cards_of(session: Session, desk: Desk, seats: Sequence[t.Seat]) -> list[Card]:
     """The cards of seats that this person holds or held, in order."""
-    contents = _contents(session, [s.task_id for s in seats])
+    project, person = desk.project, desk.person
+    memo: Memo[_Contents] = session.info["memo"]
+    contents = memo.get([s.task_id for s in seats], lambda missing: _contents(session, missing))
     notes = _notes(session, [s.id for s in seats if s.batch])
-    guideline = session.scalar(_GUIDELINE, {"project": project.id})
     cards = []
     for seat in seats:
         shown = contents[seat.task_id]
@@ -55,16 +58,16 @@ def cards_of(session: Session, project: t.Project, person: t.Annotator, seats: S
                 seat_id=seat.id,
                 token=seat.lease_token or "",
                 project=project.slug,
-                task_id=shown.task.id,
-                task=shown.task.key,
+                task_id=seat.task_id,
+                task=shown.key,
                 annotator_id=person.id,
                 annotator=person.handle,
                 prompt=shown.prompt,
                 completions=tuple(shown.completions.values()),
                 completion_ids=tuple(shown.completions),
-                shown_order=order[::-1] if shown.task.kind == "repeat" else order,
+                shown_order=order[::-1] if shown.kind == "repeat" else order,
                 lease_until=seat.lease_until or 0,
-                guideline_id=guideline,
+                guideline_id=desk.guideline,
                 work=work_of(project, n),
                 note=notes.get(seat.id, ""),
             )
@@ -72,15 +75,18 @@ def cards_of(session: Session, project: t.Project, person: t.Annotator, seats: S
     return cards
 
 
-def sent_card(session: Session, seat_id: str, token: str, person: t.Annotator) -> tuple[t.Project, t.Seat, Card]:
+def sent_card(
+    session: Session, seat_id: str, token: str, annotator: str, *, judgement_id: str = "", lock: bool = False
+) -> tuple[Handed, Card]:
     """The card that a page names by seat and token, in time or late. Errors: StoreError unless it was this person's."""
-    seat = session.get(t.Seat, seat_id)
-    project = session.get_one(t.Project, seat.project_id) if seat is not None else None
-    if seat is None or project is None or not genuine(project, seat_id, person.id, token):
+    found = handed(session, seat_id, annotator, judgement_id=judgement_id, lock=lock)
+    if found is None or not genuine(found.desk.project, seat_id, found.desk.person.id, token):
+        person = annotator_row(session, annotator)
         raise StoreError(f"card '{seat_id}': was not given to '{person.handle}'; open the project's page again")
-    [card] = cards_of(session, project, person, [seat])
+    seat, person = found.seat, found.desk.person
+    [card] = cards_of(session, found.desk, [seat])
     mine = seat.annotator_id == person.id and seat.lease_token == token
-    return project, seat, replace(card, token=token, lease_until=card.lease_until if mine else 0)
+    return found, replace(card, token=token, lease_until=card.lease_until if mine else 0)
 
 
 def work_of(project: t.Project, n_items: int) -> str:
@@ -98,8 +104,8 @@ def _contents(session: Session, task_ids: Sequence[str]) -> dict[str, _Contents]
         rows: Any = session.execute(_SHOWN, {"tasks": part})
         for task, origin, completion, prompt in rows:
             if task.id not in found:
-                key = origin if task.kind == "repeat" else task.key
-                found[task.id] = _Contents(task, key, prompt_record(prompt), {})
+                repeated = origin if task.kind == "repeat" else task.key
+                found[task.id] = _Contents(task.key, task.kind, repeated, prompt_record(prompt), {})
             found[task.id].completions[completion.id] = completion_record(completion, prompt.key)
     return found
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from alignloop.core.errors import StoreError, nearest
 from alignloop.feedback import audit
 from alignloop.feedback.answers import Entry
+from alignloop.feedback.desk import Desk
 from alignloop.feedback.judgements import STRENGTHS, Verdict
 from alignloop.feedback.leases import lease_seats, open_seats
 from alignloop.feedback.projects import settings_of
@@ -111,10 +112,9 @@ def retire_gold(store: Store, task_id: str, *, actor: str, reason: str = "") -> 
             )
 
 
-def serve(
-    session: Session, project: t.Project, person: t.Annotator, member: t.Membership | None, now: int
-) -> list[t.Seat]:
+def serve(session: Session, desk: Desk, now: int) -> list[t.Seat]:
     """Lease this person's next seat: a hidden check that is due and fits, else the next of the queue."""
+    project, person, member = desk.project, desk.person, desk.member
     seats = open_seats(session, project.id, person.id, 1)
     if member is not None:
         seats = _due_check(session, project, person, member) or seats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,9 @@ def with_person(*columns: Any, owner: Any, where: ColumnElement[bool]) -> Select
     )
 
 
-def person_of(rows: list[Row[Any]], key: str, *, csrf: str = "", scope: Mapping[str, Any] | None = None) -> SessionInfo:
+def person_of(
+    rows: Sequence[Row[Any]], key: str, *, csrf: str = "", scope: Mapping[str, Any] | None = None
+) -> SessionInfo:
     """The rows of `with_person`, one for each membership, as one SessionInfo."""
     first = rows[0]
     places = {r.slug: Place(r.role, r.member_state, r.can_export) for r in rows if r.slug is not None}

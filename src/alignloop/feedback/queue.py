@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import bindparam, exists, func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.orm import Session
 
 from alignloop.core.errors import DataError, StoreError
 from alignloop.feedback import history
 from alignloop.feedback.admission import admit, left_of_quota
-from alignloop.feedback.answers import Entry
+from alignloop.feedback.answers import Entry, check_answers
 from alignloop.feedback.cards import cards_of, sent_card
+from alignloop.feedback.desk import Handed, desk_of, handed
 from alignloop.feedback.judgements import Answered, Card, MyProgress, Recent, Verdict
 from alignloop.feedback.leases import give_back, held_now, lease_seats, live_leases, open_seats
-from alignloop.feedback.projects import annotator_row
-from alignloop.feedback.recording import record, resume
+from alignloop.feedback.projects import annotator_row, criteria_of
+from alignloop.feedback.recording import elsewhere, lock, record, resume, stored, unstored
 from alignloop.feedback.revisions import standing
 from alignloop.feedback.serving import next_card, next_third_view, writing
 from alignloop.feedback.tasks import PRIVATE
@@ -33,13 +34,6 @@ from alignloop.store.ids import now_ms, uuid7
 from alignloop.store.votes import project_row
 
 UNDOABLE = 20
-_AT_WORK = (
-    select(t.Project, t.Annotator, t.Membership)
-    .select_from(t.Project)
-    .join(t.Annotator, t.Annotator.id == bindparam("who"))
-    .outerjoin(t.Membership, (t.Membership.project_id == t.Project.id) & (t.Membership.annotator_id == t.Annotator.id))
-    .where(t.Project.slug == bindparam("slug"))
-)
 
 
 def claim(store: Store, project: str, annotator: str, *, now: int | None = None) -> Card | None:
@@ -49,11 +43,7 @@ def claim(store: Store, project: str, annotator: str, *, now: int | None = None)
     has any.
     """
 
-    def attempt(session: Session) -> Card | None:
-        row, person = project_row(session, project), annotator_row(session, annotator)
-        return next_card(session, row, person, _at(now))
-
-    return writing(store, attempt)
+    return writing(store, lambda session: next_card(session, desk_of(session, project, annotator), _at(now)))
 
 
 def claim_many(store: Store, project: str, annotator: str, n: int, *, now: int | None = None) -> list[Card]:
@@ -63,8 +53,9 @@ def claim_many(store: Store, project: str, annotator: str, n: int, *, now: int |
     """
 
     def attempt(session: Session) -> list[Card]:
-        row, person, at = project_row(session, project), annotator_row(session, annotator), _at(now)
-        member = admit(session, row, person)
+        desk, at = desk_of(session, project, annotator), _at(now)
+        admit(session, desk)
+        row, person, member = desk.project, desk.person, desk.member
         seats = held_now(session, row, person.id, at)[:n]
         left = left_of_quota(session, member)
         more = n - len(seats) if left is None else min(n, left) - len(seats)
@@ -73,7 +64,7 @@ def claim_many(store: Store, project: str, annotator: str, n: int, *, now: int |
             seats += lease_seats(session, row, person.id, free, at, batch=1)
             if member is not None:
                 member.served += len(free)
-        return cards_of(session, row, person, seats)
+        return cards_of(session, desk, seats)
 
     return writing(store, attempt)
 
@@ -84,7 +75,7 @@ def card_of(store: Store, seat_id: str, token: str, annotator: str) -> Card:
     Errors: StoreError unless this seat was given to this person with this token.
     """
     with store.read() as session:
-        return sent_card(session, seat_id, token, annotator_row(session, annotator))[2]
+        return sent_card(session, seat_id, token, annotator)[1]
 
 
 def answer(
@@ -122,10 +113,10 @@ def answer_sent(
     """
 
     def attempt(session: Session) -> Answered:
-        card = sent_card(session, seat_id, token, annotator_row(session, annotator))[2]
+        found, card = sent_card(session, seat_id, token, annotator, judgement_id=judgement_id, lock=True)
         verdict = decide(card)
         verdict.check(card)
-        return _recorded(session, Entry(card, "answer", judgement_id, ui, verdict), now)
+        return _recorded(session, found, Entry(card, "answer", judgement_id, ui, verdict), now)
 
     return writing(store, attempt)
 
@@ -185,7 +176,7 @@ def submit_many(
         except DataError as error:
             raise DataError(error.reason, row=index, field=error.field) from None
     entries = [Entry(card, "answer", key, ui, verdict) for key, (card, verdict) in zip(ids, answers)]
-    return writing(store, lambda session: record(session, entries, _at(now)))
+    return _recorded_alone(store, entries, now)
 
 
 def skip(
@@ -203,8 +194,7 @@ def skip(
 
     After `max_skips` skips, or at once with `flag`, the task goes to a curator (state "review") instead.
     """
-    entry = _skipped(card, reason, flag, judgement_id, active_ms, ui)
-    return writing(store, lambda session: record(session, [entry], _at(now))[0])
+    return _recorded_alone(store, [_skipped(card, reason, flag, judgement_id, active_ms, ui)], now)[0]
 
 
 def undo(
@@ -224,8 +214,9 @@ def undo(
     """
 
     def attempt(session: Session) -> Card | None:
-        row, person = project_row(session, project), annotator_row(session, annotator)
-        admit(session, row, person)
+        desk = desk_of(session, project, annotator)
+        admit(session, desk)
+        row, person = desk.project, desk.person
         recent = list(session.scalars(standing(row.id, person.id).limit(within)))
         if judgement_id is not None:
             recent = [j for j in recent if j.id == judgement_id]
@@ -237,7 +228,7 @@ def undo(
         if not recent:
             return None
         seat = resume(session, row, recent[0], ui, _at(now))
-        return cards_of(session, row, person, [seat])[0]
+        return cards_of(session, desk, [seat])[0]
 
     return writing(store, attempt)
 
@@ -249,11 +240,10 @@ def heartbeat(store: Store, seat_id: str, token: str, annotator: str, *, now: in
     """
 
     def attempt(session: Session) -> int:
-        person = annotator_row(session, annotator)
-        project, seat, card = sent_card(session, seat_id, token, person)
+        found, card = sent_card(session, seat_id, token, annotator, lock=True)
         if not card.lease_until:
             return 0
-        at = _at(now)
+        project, seat, at = found.desk.project, found.seat, _at(now)
         until = at + 1000 * project.lease_s
         if (seat.leased_at or 0) <= until:  # else the clock was put back since, and the old end is no end
             until = max(until, card.lease_until)
@@ -322,20 +312,42 @@ def close_seats(store: Store, project: str) -> int:
 
 
 def _record_and_claim(store: Store, entry: Entry, now: int | None) -> Answered:
-    return writing(store, lambda session: _recorded(session, entry, now))
+    def attempt(session: Session) -> Answered:
+        card, key = entry.card, entry.judgement_id
+        found = handed(session, card.seat_id, card.annotator_id, judgement_id=key, lock=True)
+        if found is None:
+            raise elsewhere(card.seat_id)
+        return _recorded(session, found, entry, now)
+
+    return writing(store, attempt)
 
 
-def _recorded(session: Session, entry: Entry, now: int | None) -> Answered:
-    at, card = _at(now), entry.card
-    work = session.execute(_AT_WORK, {"slug": card.project, "who": card.annotator_id}).one()  # held: not read again
-    project, person, _ = work
-    [key] = record(session, [entry], at)
-    task = session.get_one(t.Task, card.task_id)
+def _recorded(session: Session, found: Handed, entry: Entry, now: int | None) -> Answered:
+    desk, seat, task, stored_by = found
+    at, key = _at(now), entry.judgement_id
+    new = unstored([entry], {key: stored_by} if stored_by is not None else {})
+    check_answers(desk.project, criteria_of(session, desk.project.id) if desk.asked else (), new)
+    record(session, new, {seat.id: (seat, task)}, at)
     following = next_third_view if task.kind == "adjudication" else next_card
     try:
-        return Answered(key, following(session, project, person, at))
+        return Answered(key, following(session, desk, at))
     except StoreError:  # no cards for this person now; what they answered is kept
         return Answered(key, None)
+
+
+def _recorded_alone(store: Store, entries: Sequence[Entry], now: int | None) -> list[str]:
+    ids = [e.judgement_id for e in entries]
+
+    def attempt(session: Session) -> list[str]:
+        new = unstored(entries, stored(session, ids))
+        locked = lock(session, [e.card.seat_id for e in new])
+        for project in {seat.project_id for seat, _ in locked.values()}:
+            here = [e for e in new if locked[e.card.seat_id][0].project_id == project]
+            check_answers(session.get_one(t.Project, project), criteria_of(session, project), here)
+        record(session, new, locked, _at(now))
+        return ids
+
+    return writing(store, attempt)
 
 
 def _skipped(

@@ -4,7 +4,8 @@ The seats of a task that are open, done, or leased (not as EXTRA) are as many as
 transaction: a skip opens a seat for the one it gives up; an answer that comes back after its seat was given up takes a
 free one in exchange. Where another person has it already, the answer's seat is `late`: a vote more than was wanted.
 
-Whoever changes a task's votes first locks its row (`_locked`), so that of two last answers one sees the other.
+Whoever changes a task's votes first locks its row (`lock`, `desk.handed`), so that of two last answers one sees the
+other.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Table, bindparam, func, insert, select
+from sqlalchemy import BigInteger, Table, bindparam, case, func, insert, select
 from sqlalchemy.orm import Session
 
 from alignloop import __version__
 from alignloop.core.errors import StoreError
-from alignloop.feedback.answers import Entry, check_answers, write_ratings, write_rewrites
+from alignloop.feedback.answers import Entry, write_ratings, write_rewrites
 from alignloop.feedback.checks import grade_answers
 from alignloop.feedback.judgements import Card, Verdict
 from alignloop.feedback.leases import EXTRA, free_seat, new_token
@@ -28,10 +29,16 @@ from alignloop.store import tables as t
 from alignloop.store.ids import uuid7
 from alignloop.store.records import chunks
 
-_KNOWN = select(J.id, J.annotator_id).where(J.id.in_(bindparam("ids", expanding=True)))
+Locked = Mapping[str, tuple[t.Seat, t.Task]]
+"""Seats with their tasks, by seat id, as `lock` gives them."""
+
+_STORED = select(J.id, J.annotator_id).where(J.id.in_(bindparam("ids", expanding=True)))
 _LAST = select(J.seat_id, J.id, J.revision).where(J.seat_id.in_(bindparam("seats", expanding=True)), STANDS)
-_LATEST = select(func.max(J.created_at)).where(J.annotator_id == bindparam("who"))
-_INSERT = insert(cast(Table, t.Judgement.__table__))
+_LATEST = select(func.max(J.created_at)).where(J.annotator_id == bindparam("who")).scalar_subquery()
+_NOW = bindparam("now", type_=BigInteger)
+_INSERT = insert(cast(Table, t.Judgement.__table__)).values(  # where the clock was put back, their order is kept
+    created_at=case((_LATEST > _NOW, _LATEST + 1), else_=_NOW)
+)
 _LOCKED = (
     select(t.Seat, t.Task)
     .join(t.Task, t.Task.id == t.Seat.task_id)
@@ -41,31 +48,20 @@ _LOCKED = (
 )
 
 
-def record(session: Session, entries: Sequence[Entry], now: int) -> list[str]:
-    """Write judgements and settle their seats and tasks; returns the judgement ids, in order.
-
-    What was written before under the same id is left alone.
-    """
-    known = _known(session, entries)
-    todo = [e for e in entries if e.judgement_id not in known]
-    if todo:
-        locked = _locked(session, [e.card.seat_id for e in todo])
-        tasks = {task.id: task for _, task in locked.values()}
-        first = {s.id for s, _ in locked.values() if s.state == "leased" and s.batch == 0}  # nothing was said on these
-        seats = _settle_seats(session, todo, locked)
-        projects = [session.get_one(t.Project, project_id) for project_id in {s.project_id for s in seats}]
-        for project in projects:
-            check_answers(session, project, [e for e, s in zip(todo, seats) if s.project_id == project.id])
-        last = _last_revisions(session, [s.id for s in seats if s.id not in first])
-        at = {who: _dated(session, who, now) for who in {e.card.annotator_id for e in todo}}
-        rows = [_row(e, s, last.get(s.id), at[e.card.annotator_id]) for e, s in zip(todo, seats)]
-        session.execute(_INSERT, rows)
-        write_ratings(session, todo)
-        write_rewrites(session, todo)
-        grade_answers(session, todo, tasks, now)
-        adjudicate(session, todo, tasks)
-        settle(session, {s.id: tasks[s.task_id] for s in seats if s.place < PERSONAL})
-    return [e.judgement_id for e in entries]
+def record(session: Session, entries: Sequence[Entry], locked: Locked, now: int) -> None:
+    """Write judgements that are checked and not stored yet, and settle their seats and tasks, which are locked."""
+    if not entries:
+        return
+    tasks = {task.id: task for _, task in locked.values()}
+    first = {s.id for s, _ in locked.values() if s.state == "leased" and s.batch == 0}  # nothing was said on these
+    seats = _settle_seats(session, entries, locked)
+    last = _last_revisions(session, [s.id for s in seats if s.id not in first])
+    session.execute(_INSERT, [_row(e, s, last.get(s.id), now) for e, s in zip(entries, seats)])
+    write_ratings(session, entries)
+    write_rewrites(session, entries)
+    grade_answers(session, entries, tasks, now)
+    adjudicate(session, entries, tasks)
+    settle(session, {s.id: tasks[s.task_id] for s in seats if s.place < PERSONAL})
 
 
 def resume(
@@ -75,16 +71,15 @@ def resume(
 
     note: why someone else sends it back. lease_s: for how long, the project's lease where 0.
     """
-    seat, task = _locked(session, [last.seat_id])[last.seat_id]
+    seat, task = lock(session, [last.seat_id])[last.seat_id]
     facts: dict[str, Any] = {
         **Verdict(comment=note).columns(),
+        **_dated(last.annotator_id, now),
         "id": uuid7(),
-        "created_at": _dated(session, last.annotator_id, now),
         "seat_id": seat.id,
         "task_id": seat.task_id,
         "revision": last.revision + 1,
         "supersedes_id": last.id,
-        "annotator_id": last.annotator_id,
         "outcome": "undo",
         "shown_order": last.shown_order,
         "skip_reason": None,
@@ -107,34 +102,49 @@ def resume(
     return seat
 
 
-def _known(session: Session, entries: Sequence[Entry]) -> set[str]:
-    """Judgement ids that are stored; an id that another person used is refused."""
+def stored(session: Session, judgement_ids: Sequence[str]) -> dict[str, str]:
+    """Of these judgements, those that are stored, with whose they are."""
     found: dict[str, str] = {}
-    for part in chunks([e.judgement_id for e in entries]):
-        found |= dict(session.execute(_KNOWN, {"ids": part}).tuples().all())
-    for entry in entries:
-        if found.get(entry.judgement_id, entry.card.annotator_id) != entry.card.annotator_id:
-            raise StoreError(f"judgement '{entry.judgement_id}': the id is in use; make a new UUID for each answer")
-    return set(found)
-
-
-def _locked(session: Session, seat_ids: Sequence[str]) -> dict[str, tuple[t.Seat, t.Task]]:
-    """Seats with their tasks, by seat id; until the end of this transaction no other changes these tasks' votes."""
-    found: dict[str, tuple[t.Seat, t.Task]] = {}
-    for part in chunks(seat_ids):
-        found |= {seat.id: (seat, task) for seat, task in session.execute(_LOCKED, {"seats": part}).tuples()}
+    for part in chunks(judgement_ids):
+        found |= dict(session.execute(_STORED, {"ids": part}).tuples().all())
     return found
 
 
-def _settle_seats(
-    session: Session, entries: Sequence[Entry], locked: Mapping[str, tuple[t.Seat, t.Task]]
-) -> list[t.Seat]:
+def unstored(entries: Sequence[Entry], whose: Mapping[str, str]) -> list[Entry]:
+    """The entries that are not among the judgements that are stored (`stored`): what was sent twice is written once.
+
+    Errors: StoreError for an id that another person used.
+    """
+    for entry in entries:
+        if whose.get(entry.judgement_id, entry.card.annotator_id) != entry.card.annotator_id:
+            raise StoreError(f"judgement '{entry.judgement_id}': the id is in use; make a new UUID for each answer")
+    return [e for e in entries if e.judgement_id not in whose]
+
+
+def lock(session: Session, seat_ids: Sequence[str]) -> dict[str, tuple[t.Seat, t.Task]]:
+    """Seats with their tasks, by seat id; until the end of this transaction no other changes these tasks' votes.
+
+    Errors: `elsewhere`.
+    """
+    found: dict[str, tuple[t.Seat, t.Task]] = {}
+    for part in chunks(seat_ids):
+        found |= {seat.id: (seat, task) for seat, task in session.execute(_LOCKED, {"seats": part}).tuples()}
+    for seat_id in seat_ids:
+        if seat_id not in found:
+            raise elsewhere(seat_id)
+    return found
+
+
+def elsewhere(seat_id: str) -> StoreError:
+    """The error of a seat that is not there."""
+    return StoreError(f"seat '{seat_id}': not in this store; submit the card to the store it came from")
+
+
+def _settle_seats(session: Session, entries: Sequence[Entry], locked: Locked) -> list[t.Seat]:
     """The seat each judgement belongs to: done, late where its vote is one more than wanted, released for a skip."""
     settled = []
     for entry in entries:
         card = entry.card
-        if card.seat_id not in locked:
-            raise StoreError(f"seat '{card.seat_id}': not in this store; submit the card to the store it came from")
         seat, task = locked[card.seat_id]
         if not (seat.state == "leased" and seat.lease_token == card.token):
             seat = _late_seat(session, card, seat)
@@ -189,23 +199,21 @@ def _last_revisions(session: Session, seat_ids: Sequence[str]) -> dict[str, tupl
     return found
 
 
-def _dated(session: Session, annotator_id: str, now: int) -> int:
-    """Now, or just after this person's last judgement where the clock was put back: their order is never lost."""
-    last = session.scalar(_LATEST, {"who": annotator_id})
-    return now if last is None or now >= last else last + 1
+def _dated(annotator_id: str, now: int) -> dict[str, Any]:
+    """What `_INSERT` dates a judgement by."""
+    return {"annotator_id": annotator_id, "who": annotator_id, "now": now}
 
 
-def _row(entry: Entry, seat: t.Seat, last: tuple[str, int] | None, at: int) -> dict[str, Any]:
+def _row(entry: Entry, seat: t.Seat, last: tuple[str, int] | None, now: int) -> dict[str, Any]:
     card = entry.card
     return {
         **entry.verdict.columns(),
+        **_dated(card.annotator_id, now),
         "id": entry.judgement_id,
-        "created_at": at,
         "seat_id": seat.id,
         "task_id": seat.task_id,
         "revision": last[1] + 1 if last is not None else 1,
         "supersedes_id": last[0] if last is not None else None,
-        "annotator_id": card.annotator_id,
         "outcome": entry.outcome,
         "shown_order": list(card.shown_order),
         "skip_reason": entry.skip_reason,

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from alignloop.core.errors import StoreError, nearest
 from alignloop.feedback import audit
 from alignloop.feedback.checks import set_member_state
+from alignloop.feedback.desk import desk_of
 from alignloop.feedback.judgements import Card
 from alignloop.feedback.projects import annotator_row
 from alignloop.feedback.recording import resume
@@ -52,8 +53,7 @@ def claim_adjudication(store: Store, project: str, annotator: str, *, now: int |
     """
 
     def attempt(session: Session) -> Card | None:
-        row, person = project_row(session, project), annotator_row(session, annotator)
-        return next_third_view(session, row, person, now if now is not None else now_ms())
+        return next_third_view(session, desk_of(session, project, annotator), now if now is not None else now_ms())
 
     return writing(store, attempt)
 

@@ -109,8 +109,7 @@ def read_session(store: Store, cookie: str, *, now: int | None = None) -> Sessio
         return None
     at = now if now is not None else now_ms()
     key = sealed(cookie)
-    with store.read() as session:
-        rows = list(session.execute(_BY_COOKIE, {"key": key, "at": at}))
+    rows = store.rows(_BY_COOKIE, {"key": key, "at": at})
     if not rows:
         return None
     if at - rows[0].last_seen >= SEEN_MS:

@@ -156,8 +156,7 @@ def read_api_token(store: Store, token: str, *, now: int | None = None) -> Sessi
         return None
     at = now if now is not None else now_ms()
     key = sealed(token)
-    with store.read() as session:
-        rows = list(session.execute(_BY_TOKEN, {"key": key, "at": at}))
+    rows = store.rows(_BY_TOKEN, {"key": key, "at": at})
     if not rows:
         return None
     if at - (rows[0].used_at or 0) >= USED_MS:

@@ -30,6 +30,9 @@ def card(manifest: Mapping[str, Any]) -> str:
                 lines.append(f"- the longer answer was chosen in {facts['longer_chosen']:.1%} of decided pairs")
             for author, sides in facts["authors"].items():
                 lines.append(f"- {author or 'unknown'}: chosen {sides['chosen']:,}, rejected {sides['rejected']:,}")
+        if left_out := manifest["overlap"]["left_out"].get(kind):
+            lines.append(f"- left out of train: {left_out:,} that share {manifest['overlap']['words']} words in a row "
+                         "with a held-out prompt")  # fmt: skip
         lines.append("")
     lines += [
         "Annotators are pseudonyms of each project. Splits are decided once, for whole groups of near-duplicate",

@@ -8,21 +8,26 @@ writes of this process keeps waiting threads out of SQLite's busy loop (702 to 1
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InvalidatePoolError, NoSuchModuleError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from alignloop.core.errors import StoreError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0006"
 FIRST = "0001"
+POOL, OVERFLOW = 40, 40  # connections that are kept, one for each thread of the studio, and further ones at need
+REST_S = 1.0  # seconds after which a connection of the pool is asked whether it still works
 
 _locks: dict[str, threading.Lock] = {}
 _locks_guard = threading.Lock()
@@ -77,16 +82,45 @@ def write_lock(url: URL) -> threading.Lock | None:
 
 def open_engine(url: URL, busy_ms: int = 30_000) -> Engine:
     """An engine with the settings of this module; `busy_ms` is how long SQLite waits for another process."""
-    if url.get_backend_name() != "sqlite":
+    return _sqlite(url, busy_ms) if url.get_backend_name() == "sqlite" else _postgresql(url)
+
+
+def single(engine: Engine) -> Engine:
+    """The same database for statements that are a transaction of their own each: nothing is sent but the statement."""
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+    return engine.execution_options(alignloop_single=True)
+
+
+def _postgresql(url: URL) -> Engine:
+    try:
+        engine = create_engine(url, pool_size=POOL, max_overflow=OVERFLOW)
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            f"store: driver {error.name} is not installed; pip install 'alignloop[postgres]' "
+            "and write postgresql+psycopg://..."
+        ) from None
+
+    @event.listens_for(engine, "checkin")
+    def _rests(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["resting_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _wakes(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        """A connection that has rested is asked whether the server still holds it; one in steady use need not be."""
+        if time.monotonic() - record.info.get("resting_since", math.inf) < REST_S:
+            return
         try:
-            return create_engine(url, pool_pre_ping=True)
-        except ModuleNotFoundError as error:
-            raise StoreError(
-                f"store: driver {error.name} is not installed; pip install 'alignloop[postgres]' "
-                "and write postgresql+psycopg://..."
-            ) from None
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
+
+    return engine
+
+
+def _sqlite(url: URL, busy_ms: int) -> Engine:
     _check_file(Path(str(url.database)))
-    engine = create_engine(url, pool_size=16, max_overflow=64, connect_args={"timeout": busy_ms / 1000})
+    engine = create_engine(url, pool_size=POOL, max_overflow=OVERFLOW, connect_args={"timeout": busy_ms / 1000})
 
     @event.listens_for(engine, "connect")
     def _settings(connection: Any, _record: Any) -> None:
@@ -98,8 +132,9 @@ def open_engine(url: URL, busy_ms: int = 30_000) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        writing = connection.get_execution_options().get("alignloop_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("alignloop_single", False):
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("alignloop_write", False) else "BEGIN")
 
     return engine
 

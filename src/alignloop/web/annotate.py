@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 from alignloop.core.errors import DataError, StoreError
 from alignloop.feedback import queue
 from alignloop.feedback.history import MANY
-from alignloop.feedback.judgements import Card
+from alignloop.feedback.judgements import Card, Verdict
 from alignloop.feedback.people import change_profile, has_consented, record_consent
 from alignloop.feedback.projects import ProjectView, list_projects, project_view
 from alignloop.feedback.review import claim_adjudication
@@ -98,14 +98,18 @@ def review_page(request: Request, project: str, who: Reviewer) -> Response:
 def answer(request: Request, project: str, who: Worker, form: Fields) -> Response:
     """Store an answer; the response is the next card. An incomplete one is sent back with what it lacks."""
     store = store_of(request)
-    view, card = project_view(store, project), _sent_card(store, project, who, form)
+    view, key = project_view(store, project), judgement_id(form.get("judgement_id", ""))
+
+    def decide(card: Card) -> Verdict:
+        return verdict(form, _here(card, project), view)
+
+    sent = (form.get("seat", ""), form.get("token", ""), who.annotator_id)
     try:
-        said = verdict(form, card, view)
-        answered = queue.answer(store, card, said, judgement_id=judgement_id(form.get("judgement_id", "")), ui="web")
+        answered = queue.answer_sent(store, *sent, decide, judgement_id=key, ui="web")
     except IncompleteError as error:
-        return _not_taken(request, view, who, card, form, error.code)
+        return _not_taken(request, view, who, form, error.code)
     except DataError as error:
-        return _not_taken(request, view, who, card, form, str(error))
+        return _not_taken(request, view, who, form, str(error))
     return _after(request, view, who, answered.next, form)
 
 
@@ -215,7 +219,11 @@ def pace_words(ms: int | None) -> str:
 
 def _sent_card(store: Store, project: str, who: Visitor, form: Mapping[str, str]) -> Card:
     """The card that a form is about. Errors: StoreError, HTTPException 404, unless it was theirs, in this project."""
-    card = queue.card_of(store, form.get("seat", ""), form.get("token", ""), who.annotator_id)
+    return _here(queue.card_of(store, form.get("seat", ""), form.get("token", ""), who.annotator_id), project)
+
+
+def _here(card: Card, project: str) -> Card:
+    """The card, if it is of this project: the path is what permissions were checked for."""
     if card.project != project:
         raise HTTPException(404, "This card belongs to another project. Open the project's page again.")
     return card
@@ -252,18 +260,15 @@ def _after(request: Request, view: ProjectView, who: Visitor, card: Card | None,
     return _page(request, view, who, card, fragment=True, third_view=third_view)
 
 
-def _not_taken(
-    request: Request, view: ProjectView, who: Visitor, card: Card, form: Mapping[str, str], problem: str
-) -> Response:
+def _not_taken(request: Request, view: ProjectView, who: Visitor, form: Mapping[str, str], problem: str) -> Response:
     """Why an answer was not stored: beside the card on screen, or the page again with all that was entered."""
     if _by_htmx(request):
         headers = {"HX-Retarget": "#notice", "HX-Reswap": "outerHTML"}
         page = render(request, "work/notice.html", 422, problem=problem, news="", card=None)
         page.headers.update(headers)
         return page
-    return _page(
-        request, view, who, card, status=422, problem=problem, said=form, third_view=form.get("view") == "review"
-    )
+    card, third_view = _sent_card(store_of(request), view.slug, who, form), form.get("view") == "review"
+    return _page(request, view, who, card, status=422, problem=problem, said=form, third_view=third_view)
 
 
 def _page(
