@@ -162,10 +162,47 @@ def loop(records: Sequence[Record]) -> Part:
     return under(text, list(latest.values()), "loop", "Seconds of the demo by stage"), {"loop": drawn}
 
 
+def overlap(records: Sequence[Record]) -> Part:
+    """Drawing and learning in turn and at once: the newest run of each method."""
+    latest = {r["setup"]["method"]: r for r in newest(records)}
+    if not latest:
+        return NOTHING, {}
+    columns = [("step_s", 2), ("cpu_s", 2), ("last_reward", 2), ("drift", 4)]
+    lines = [
+        [method, name, *(_shown(side[key], digits) for key, digits in columns)]
+        + [_times(one["times_as_fast"], "") if name == "at once" else "–"]
+        for method, one in latest.items()
+        for name, side in one["sides"].items()
+    ]
+    head = ["method", "side", "seconds a step", "CPU s of the learner", "last reward", "drift, nats", "times as fast"]
+    return f"{table(head, lines)}\n\n{where(list(latest.values()))}", {}
+
+
+def step_profile(records: Sequence[Record]) -> Part:
+    """Milliseconds of a step by kind of work: the newest run of each method."""
+    latest = {r["setup"]["method"]: r for r in newest(records)}
+    if not latest:
+        return NOTHING, {}
+    wholes = {method: sum(one["ms"].values()) for method, one in latest.items()}
+    kinds = dict.fromkeys(kind for one in latest.values() for kind in one["ms"])
+    lines = [
+        [
+            kind,
+            *(f"{one['ms'].get(kind, 0):.0f} ({one['ms'].get(kind, 0) / wholes[m]:.0%})" for m, one in latest.items()),
+        ]
+        for kind in kinds
+    ]
+    lines.append(["a step", *(f"{whole:.0f}" for whole in wholes.values())])
+    lines.append(["bound of its matrix products", *(f"{one['bound_ms']:.0f}" for one in latest.values())])
+    head = ["kind of work", *(f"{method}, ms on one thread" for method in latest)]
+    return f"{table(head, lines)}\n\n{where(list(latest.values()))}", {}
+
+
 PARTS: Mapping[str, Callable[[Sequence[Record]], Part]] = {
-    "versus": versus, "rollout": rollouts, "scaling": scaling, "loop": loop,
+    "versus": versus, "rollout": rollouts, "scaling": scaling, "loop": loop, "overlap": overlap,
+    "step_profile": step_profile,
 }  # fmt: skip
-FILES = {"versus": "versus_trl", "rollout": "rollout", "scaling": "scaling", "loop": "loop"}
+FILES = {**{name: name for name in PARTS}, "versus": "versus_trl"}
 
 
 def newest(records: Sequence[Record]) -> list[Record]:

@@ -14,6 +14,7 @@ import loop  # noqa: E402
 import overlap  # noqa: E402
 import plots  # noqa: E402
 import scaling  # noqa: E402
+import step_profile  # noqa: E402
 import versus_trl  # noqa: E402
 from measure import assets, equal_work, runs, trl_side, workload  # noqa: E402
 
@@ -30,6 +31,7 @@ __all__ = [
     "rollout",
     "runs",
     "scaling",
+    "step_profile",
     "trl_side",
     "versus_trl",
     "workload",

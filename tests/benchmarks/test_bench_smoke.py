@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.benchmarks.small import ROOT, loop, make_small, overlap, rollout, runs, scaling, versus_trl
+from tests.benchmarks.small import (
+    ROOT,
+    loop,
+    make_small,
+    overlap,
+    rollout,
+    runs,
+    scaling,
+    step_profile,
+    versus_trl,
+)
 
 SHARED = ROOT / ".." / "shared" / "bench" / "trl_baseline.py"
 needs_shared = pytest.mark.skipif(not SHARED.is_file(), reason="../shared/bench is absent")
@@ -96,6 +106,16 @@ def test_scaling_of_other_settings(folder: Path, tmp_path: Path, capsys: pytest.
     assert scaling.main([*options, "--assets", str(folder), "--results", str(tmp_path / "r.jsonl")]) == 0
     [one] = said(capsys)
     assert one["slope_seconds"] is None and len(one["points"]) == 1
+
+
+def test_the_profile_of_a_step(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--methods", "sft", "--steps", "1", "--warmup", "1", "--batch", "4", "--json"]
+    assert step_profile.main([*options, "--assets", str(folder), "--results", str(tmp_path / "r.jsonl")]) == 0
+    [one] = said(capsys)
+    named = {name for name, _ in step_profile.KINDS}
+    assert named | {step_profile.BODY, step_profile.HEAD, step_profile.REST} == set(one["ms"])
+    assert all(ms > 0 for ms in one["ms"].values()) and one["bound_ms"] > 0
+    assert runs.read_results(tmp_path / "r.jsonl") == [one]
 
 
 @pytest.mark.slow

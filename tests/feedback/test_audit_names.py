@@ -20,10 +20,10 @@ def house(tmp_path):
     with Store(tmp_path / "s.db") as store:
         create_project(store, "votes")
         add_annotators(store, ["root"], role="owner")
-        (ada,) = add_annotators(store, ["ada"])
-        invite(store, "votes", "ada", "annotator", actor="root")
-        change_profile(store, ada, display_name="Ada Lovelace")
-        yield store, ada
+        (mona,) = add_annotators(store, ["mona"])
+        invite(store, "votes", "mona", "annotator", actor="root")
+        change_profile(store, mona, display_name="Mona Lisa")
+        yield store, mona
 
 
 def reasons(store: Store) -> list[str]:
@@ -42,24 +42,24 @@ def stored(store: Store) -> str:
 
 
 def test_a_name_in_a_reason_is_read_back_as_the_name_of_today(house):
-    store, ada = house
-    say(store, "Ada Lovelace asked root (ada, not adam) for it")
-    assert reasons(store) == ["ada asked root (ada, not adam) for it"]
+    store, mona = house
+    say(store, "Mona Lisa asked root (mona, not monad) for it")
+    assert reasons(store) == ["mona asked root (mona, not monad) for it"]
     with store.read() as session:
         kept = session.scalar(select(t.AuditEvent.reason).where(t.AuditEvent.action == "test"))
-    assert kept.startswith(f"{{person:{ada}}} asked {{person:") and kept.endswith("not adam) for it")
+    assert kept.startswith(f"{{person:{mona}}} asked {{person:") and kept.endswith("not monad) for it")
 
 
 def test_who_is_forgotten_is_forgotten_in_the_log_and_the_chain_is_whole(house):
-    store, ada = house
-    pause_person(store, "votes", "ada", actor="root", reason="ADA clicks too fast")
-    say(store, "ada said so")
-    leave(store, "ada", actor="root", reason="ada asked for it")
+    store, mona = house
+    pause_person(store, "votes", "mona", actor="root", reason="MONA clicks too fast")
+    say(store, "mona said so")
+    leave(store, "mona", actor="root", reason="mona asked for it")
     with store.read() as session:
-        person = session.get_one(t.Annotator, ada)
-        member = session.scalars(select(t.Membership).where(t.Membership.annotator_id == ada)).one()
+        person = session.get_one(t.Annotator, mona)
+        member = session.scalars(select(t.Membership).where(t.Membership.annotator_id == mona)).one()
         assert (person.display_name, member.pause_reason) == (LEFT, "")
-    assert "ada" not in stored(store).lower()
+    assert "mona" not in stored(store).lower()
     assert reasons(store) == [f"{person.handle} said so"]
     assert audit.verify(store).ok
 

@@ -16,9 +16,9 @@ from sqlalchemy import create_engine, delete, insert, inspect, text, update
 from sqlalchemy.exc import IntegrityError
 
 from alignloop.core.errors import StoreError
-from alignloop.store import Store
+from alignloop.store import Store, database
 from alignloop.store import tables as t
-from alignloop.store.database import FIRST, HEAD, MIGRATIONS, migrate, open_engine, parse_url
+from alignloop.store.database import FIRST, HEAD, MIGRATIONS, filesystem_of, migrate, open_engine, parse_url
 from alignloop.store.ids import canonical, path_sha256, uuid7
 
 
@@ -306,3 +306,21 @@ def test_create_engine_is_not_needed_to_read_a_snapshot(tmp_path):
         assert json.loads(connection.execute(text("SELECT config FROM run")).scalar()) == {"lr": 0.1}
     engine.dispose()
     assert Path(tmp_path / "a.db").exists()
+
+
+def test_a_network_filesystem_is_named_and_warned_of(tmp_path, monkeypatch, caplog):
+    mounts = tmp_path / "mounts"
+    share = "/mnt/my\\040share"
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nbox:/x {share} nfs4 rw 0 0\n/dev/b {share}/disk xfs rw 0 0\n")
+    kinds = {
+        "/home/me": "ext4",
+        "/mnt/my share": "nfs4",
+        "/mnt/my share/runs": "nfs4",
+        "/mnt/my share/disk": "xfs",
+        "/mnt/my shared": "ext4",
+    }
+    assert {place: filesystem_of(Path(place), mounts) for place in kinds} == kinds
+    assert filesystem_of(tmp_path, tmp_path / "none") == ""
+    monkeypatch.setattr(database, "filesystem_of", lambda folder: "nfs4")
+    Store(tmp_path / "s.db").close()
+    assert "lies on a network filesystem (nfs4)" in caplog.text and "PostgreSQL" in caplog.text

@@ -65,7 +65,9 @@ def test_an_answer_goes_from_the_left_side_into_the_slots(studio, api):
 
 def test_a_card_tells_nothing_but_texts_and_its_lease(studio, api):
     raw = api("/claim").text
-    assert set(json.loads(raw)["card"]) == {"seat", "token", "work", "prompt", "answers", "lease_until", "note"}
+    assert set(json.loads(raw)["card"]) == {
+        *("seat", "token", "guideline", "work", "prompt", "answers", "lease_until", "note")
+    }
     with studio.store.read() as session:
         secrets = set(session.scalars(select(t.Completion.id))) | set(session.scalars(select(t.Task.id)))
         secrets |= set(session.scalars(select(t.Task.key))) | {"model:m@1", "normal", "slot"}

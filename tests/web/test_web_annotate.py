@@ -180,7 +180,7 @@ def started(studio: Studio, handle: str = "annotator", project: str = "tutor") -
 
 
 def card_form(page: str) -> dict[str, str]:
-    return {name: field(page, name) for name in ("seat", "token", "judgement_id")}
+    return {name: field(page, name) for name in ("seat", "token", "guideline", "judgement_id")}
 
 
 def stored(studio: Studio) -> list[t.Judgement]:
@@ -219,6 +219,22 @@ def test_the_first_visit_shows_guideline_and_consent_and_later_only_what_is_new(
     assert "Version 2 is in force" in page and "<em>quick</em>" in page and "at any time" not in page
     browser.submit("/p/tutor/consent", guideline=field(page, "guideline"))
     assert 'name="seat"' in browser.get("/p/tutor/work").text
+
+
+def test_a_judgement_names_the_guideline_that_was_shown_and_a_new_one_is_read_before_the_next_card(work):
+    browser, htmx = work.browser("annotator"), {"hx-request": "true"}
+    first = publish_guideline(work.store, "tutor", "Be *fair*.")
+    browser.submit("/p/tutor/consent", guideline="1")
+    page = browser.get("/p/tutor/work").text
+    second = publish_guideline(work.store, "tutor", "Be *quick*.")
+    said = {"csrf": browser.csrf, **card_form(page), "strength": "2"}
+    sent = browser.post("/p/tutor/answer", data=said, headers=htmx)
+    assert (sent.status_code, sent.headers["hx-redirect"]) == (204, "/p/tutor/work")
+    assert "Version 2 is in force" in browser.get("/p/tutor/work").text
+    browser.submit("/p/tutor/consent", guideline="2")
+    said |= {**card_form(browser.get("/p/tutor/work").text), "guideline": "no such version"}
+    assert browser.post("/p/tutor/answer", data=said, headers=htmx).status_code == 200
+    assert [row.guideline_id for row in stored(work)] == [first, second]
 
 
 def test_an_answer_without_javascript_is_stored_and_leads_to_the_next_card(work):

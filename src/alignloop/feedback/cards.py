@@ -76,9 +76,19 @@ def cards_of(session: Session, desk: Desk, seats: Sequence[t.Seat]) -> list[Card
 
 
 def sent_card(
-    session: Session, seat_id: str, token: str, annotator: str, *, judgement_id: str = "", lock: bool = False
+    session: Session,
+    seat_id: str,
+    token: str,
+    annotator: str,
+    *,
+    guideline: str = "",
+    judgement_id: str = "",
+    lock: bool = False,
 ) -> tuple[Handed, Card]:
-    """The card that a page names by seat and token, in time or late. Errors: StoreError unless it was this person's."""
+    """The card that a page names by seat and token, in time or late, with the guideline that the page was made under.
+
+    Errors: StoreError unless it was this person's.
+    """
     found = handed(session, seat_id, annotator, judgement_id=judgement_id, lock=lock)
     if found is None or not genuine(found.desk.project, seat_id, found.desk.person.id, token):
         person = annotator_row(session, annotator)
@@ -86,7 +96,16 @@ def sent_card(
     seat, person = found.seat, found.desk.person
     [card] = cards_of(session, found.desk, [seat])
     mine = seat.annotator_id == person.id and seat.lease_token == token
-    return found, replace(card, token=token, lease_until=card.lease_until if mine else 0)
+    shown = _guideline_shown(session, found.desk, guideline)
+    return found, replace(card, token=token, lease_until=card.lease_until if mine else 0, guideline_id=shown)
+
+
+def _guideline_shown(session: Session, desk: Desk, named: str) -> str | None:
+    """The version that a page names, as another may be in force by now. Where there is no such one, that in force."""
+    if not named or named == desk.guideline:
+        return desk.guideline
+    version = session.get(t.Guideline, named)
+    return named if version is not None and version.project_id == desk.project.id else desk.guideline
 
 
 def work_of(project: t.Project, n_items: int) -> str:

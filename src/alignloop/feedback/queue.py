@@ -69,13 +69,14 @@ def claim_many(store: Store, project: str, annotator: str, n: int, *, now: int |
     return writing(store, attempt)
 
 
-def card_of(store: Store, seat_id: str, token: str, annotator: str) -> Card:
+def card_of(store: Store, seat_id: str, token: str, annotator: str, *, guideline: str = "") -> Card:
     """The card that a page names by seat and token, also after its lease ran out (`lease_until` is then 0).
 
+    guideline: the version that the page was made under; the one in force without it, and for one of another project.
     Errors: StoreError unless this seat was given to this person with this token.
     """
     with store.read() as session:
-        return sent_card(session, seat_id, token, annotator)[1]
+        return sent_card(session, seat_id, token, annotator, guideline=guideline)[1]
 
 
 def answer(
@@ -103,6 +104,7 @@ def answer_sent(
     annotator: str,
     decide: Callable[[Card], Verdict],
     *,
+    guideline: str = "",
     judgement_id: str,
     ui: str,
     now: int | None = None,
@@ -113,7 +115,9 @@ def answer_sent(
     """
 
     def attempt(session: Session) -> Answered:
-        found, card = sent_card(session, seat_id, token, annotator, judgement_id=judgement_id, lock=True)
+        found, card = sent_card(
+            session, seat_id, token, annotator, guideline=guideline, judgement_id=judgement_id, lock=True
+        )
         verdict = decide(card)
         verdict.check(card)
         return _recorded(session, found, Entry(card, "answer", judgement_id, ui, verdict), now)

@@ -8,6 +8,7 @@ writes of this process keeps waiting threads out of SQLite's busy loop (702 to 1
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import sqlite3
@@ -23,10 +24,14 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from alignloop.core.errors import StoreError
 
+log = logging.getLogger(__name__)
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0006"
 FIRST = "0001"
 POOL, OVERFLOW = 40, 40  # connections that are kept, one for each thread of the studio, and further ones at need
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs"}
+"""Filesystems of other machines, as Linux names them."""
 REST_S = 1.0  # seconds after which a connection of the pool is asked whether it still works
 
 _locks: dict[str, threading.Lock] = {}
@@ -150,6 +155,24 @@ def _check_file(path: Path) -> None:
         raise StoreError(f"store {path}: folder {folder} is read-only; choose another place or change its rights")
     if path.exists() and not os.access(path, os.W_OK):
         raise StoreError(f"store {path}: the file is read-only; chmod u+w {path}")
+    kind = filesystem_of(folder)
+    if kind in NETWORK:
+        log.warning(
+            "store %s: lies on a network filesystem (%s), whose locks SQLite cannot trust; keep the file on a disk of "
+            "this machine, or use PostgreSQL",
+            path,
+            kind,
+        )
+
+
+def filesystem_of(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of filesystem that a folder lies on, as the system names it; "" where the system does not tell."""
+    if not mounts.is_file():
+        return ""
+    lines = (line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines())
+    places = [(Path(place.replace("\\040", " ")), kind) for _, place, kind, *_ in lines]
+    above = [(len(place.parts), n, kind) for n, (place, kind) in enumerate(places) if folder.is_relative_to(place)]
+    return max(above)[2] if above else ""  # of two at one place the later one hides the other
 
 
 def explain(error: DatabaseError, url: URL) -> StoreError:

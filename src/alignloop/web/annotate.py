@@ -104,8 +104,9 @@ def answer(request: Request, project: str, who: Worker, form: Fields) -> Respons
         return verdict(form, _here(card, project), view)
 
     sent = (form.get("seat", ""), form.get("token", ""), who.annotator_id)
+    shown = form.get("guideline", "")
     try:
-        answered = queue.answer_sent(store, *sent, decide, judgement_id=key, ui="web")
+        answered = queue.answer_sent(store, *sent, decide, guideline=shown, judgement_id=key, ui="web")
     except IncompleteError as error:
         return _not_taken(request, view, who, form, error.code)
     except DataError as error:
@@ -219,7 +220,8 @@ def pace_words(ms: int | None) -> str:
 
 def _sent_card(store: Store, project: str, who: Visitor, form: Mapping[str, str]) -> Card:
     """The card that a form is about. Errors: StoreError, HTTPException 404, unless it was theirs, in this project."""
-    return _here(queue.card_of(store, form.get("seat", ""), form.get("token", ""), who.annotator_id), project)
+    sent = (form.get("seat", ""), form.get("token", ""), who.annotator_id)
+    return _here(queue.card_of(store, *sent, guideline=form.get("guideline", "")), project)
 
 
 def _here(card: Card, project: str) -> Card:
@@ -257,7 +259,15 @@ def _after(request: Request, view: ProjectView, who: Visitor, card: Card | None,
     third_view = form.get("view") == "review"
     if not _by_htmx(request):
         return RedirectResponse(f"/p/{view.slug}/{'review' if third_view else 'work'}", 303)
+    if _has_new_guideline(view, who):
+        return Response(status_code=204, headers={"HX-Redirect": f"{_url(view)}/work"})
     return _page(request, view, who, card, fragment=True, third_view=third_view)
+
+
+def _has_new_guideline(view: ProjectView, who: Visitor) -> bool:
+    """Whether a version came into force since this person read one: it is to be read before the next card."""
+    seen = who.settings.get("seen", {}).get(view.slug)
+    return seen is not None and view.guideline is not None and seen < view.guideline.version
 
 
 def _not_taken(request: Request, view: ProjectView, who: Visitor, form: Mapping[str, str], problem: str) -> Response:

@@ -45,10 +45,11 @@ class Body(BaseModel):
 
 
 class Leased(Body):
-    """The card that a call is about, as `claim` or the last answer gave it."""
+    """The card that a call is about, as `claim` or the last answer gave it. guideline: the version that was shown."""
 
     seat: Annotated[str, Field(max_length=64)]
     token: Annotated[str, Field(max_length=64)]
+    guideline: Annotated[str, Field(max_length=64)] = ""
 
 
 class Rating(Body):
@@ -150,8 +151,9 @@ def answer(request: Request, project: str, who: Worker, body: AnswerBody) -> Res
         return verdict_of(said, _here(card, project), criteria)
 
     sent = (body.seat, body.token, who.annotator_id)
+    key = str(body.judgement_id)
     try:
-        answered = queue.answer_sent(store, *sent, decide, judgement_id=str(body.judgement_id), ui=_ui(who))
+        answered = queue.answer_sent(store, *sent, decide, guideline=body.guideline, judgement_id=key, ui=_ui(who))
     except DataError as error:
         return _json({"error": str(error), "code": "invalid", "field": error.field}, 422)
     return _answered(store, project, who, answered)
@@ -165,7 +167,7 @@ def skip(request: Request, project: str, who: Worker, body: SkipBody) -> Respons
     store = store_of(request)
     passed = queue.pass_on(
         store,
-        _here(queue.card_of(store, body.seat, body.token, who.annotator_id), project),
+        _here(queue.card_of(store, body.seat, body.token, who.annotator_id, guideline=body.guideline), project),
         body.reason,
         flag=body.flag,
         judgement_id=str(body.judgement_id),
@@ -213,6 +215,7 @@ def _card(card: Card | None) -> dict[str, Any] | None:
     return {
         "seat": card.seat_id,
         "token": card.token,
+        "guideline": card.guideline_id or "",
         "work": card.work,
         "prompt": _messages(card.prompt.messages),
         "answers": [_messages(completion.messages) for completion in card.shown],

@@ -84,6 +84,7 @@ class CardView:
     work: str
     seat: str
     token: str
+    guideline: str
     judgement_id: str
     question: str
     note: str
@@ -110,6 +111,7 @@ def card_view(card: Card, project: ProjectView) -> CardView:
         work=card.work,
         seat=card.seat_id,
         token=card.token,
+        guideline=card.guideline_id or "",
         judgement_id=uuid7(),
         question=wording.question,
         note=card.note,
