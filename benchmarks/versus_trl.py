@@ -99,7 +99,7 @@ def measure(method: str, given: argparse.Namespace, folder: Path) -> list[Record
     steps = given.steps or STEPS.get(method, 4)
     setup = {
         "method": method, "model": given.model, "steps": steps, "warmup": given.warmup, "batch": given.batch,
-        "dtype": given.dtype, "trl_python": given.trl_python if method == "ppo" else None,
+        "dtype": given.dtype, "trl_python": "of its own" if method == "ppo" and given.trl_python else None,
     }  # fmt: skip
     work = workload.make(method, folder, AutoTokenizer.from_pretrained(model), given.warmup + steps, given.batch)
     with tempfile.TemporaryDirectory(prefix="alignloop-rows-") as place:
