@@ -166,7 +166,7 @@ def test_without_the_shared_folder_it_says_what_is_missing(tmp_path: Path, monke
 def test_the_page_says_what_was_not_measured(tmp_path: Path) -> None:
     files = plots.render(tmp_path)
     assert list(files) == [plots.PAGE]
-    assert files[plots.PAGE].count("Not measured yet.\n<!-- end -->") == 4
+    assert files[plots.PAGE].count("Not measured yet.\n<!-- end -->") == len(plots.PARTS) == 6
 
 
 def test_the_page_is_made_of_the_results(tmp_path: Path) -> None:
@@ -188,7 +188,31 @@ def test_the_page_is_made_of_the_results(tmp_path: Path) -> None:
     assert "| small | sft | 700 | 100 | 200 | 7.00 (floor 7) | 3.50 (floor 3.5) | 0.30 (at most 0.6) | 2.00 |" in page
     assert "2 cores of a processor" in page and "code abc 123" in page
     assert files == plots.render(tmp_path)  # the drawing has the same bytes, too
-    assert page.count("Not measured yet.") == 3
+    assert page.count("Not measured yet.") == len(plots.PARTS) - 1
+
+
+def test_the_page_tells_of_overlap_and_of_a_step(tmp_path: Path) -> None:
+    machine = {"cpu": "a processor", "cores": 2, "memory_gib": 24.0, "load": [0.5]}
+    common = {"setup": {"method": "ppo", "code": "abc 123"}, "at": "2026-11-21T10:00:00", "machine": machine}
+    turn = {"step_s": 2.0, "cpu_s": 3.9, "last_reward": 4.3, "drift": 0.0}
+    once = {"step_s": 1.0, "cpu_s": 1.9, "last_reward": 4.2, "drift": 0.0047}
+    stale = {**common, "setup": {**common["setup"], "code": "older"}, "sides": {"in turn": once}, "times_as_fast": 9.0}
+    runs.append(tmp_path / "overlap.jsonl", stale)
+    runs.append(
+        tmp_path / "overlap.jsonl", {**common, "sides": {"in turn": turn, "at once": once}, "times_as_fast": 2.0}
+    )
+    runs.append(
+        tmp_path / "step_profile.jsonl", {**common, "ms": {"attention": 25.0, "the rest": 75.0}, "bound_ms": 40.0}
+    )
+    page = plots.render(tmp_path)[plots.PAGE]
+    assert (
+        "| ppo | in turn | 2.00 | 3.90 | 4.30 | 0.0000 | – |\n| ppo | at once | 1.00 | 1.90 | 4.20 | 0.0047 | 2.00 |"
+        in page
+    )
+    assert (
+        "| attention | 25 (25%) |\n| the rest | 75 (75%) |\n| a step | 100 |\n| bound of its matrix products | 40 |"
+        in page
+    )
 
 
 def test_the_page_is_up_to_date() -> None:
