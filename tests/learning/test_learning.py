@@ -127,7 +127,7 @@ SHARED: dict[str, Any] = {  # values and policy pull at one trunk: whole batches
     "gae": {"lam": 1.0},
     "num_mini_batches": 1,
     "learning_rate": 3e-3,
-    "max_steps": 44,
+    "max_steps": 60,
 }
 
 

@@ -199,12 +199,15 @@ def check_sampler(experience: Experience, version: int, world: AnyWorld, limit: 
     gap = (experience.logp_old - experience.logp_sampler)[tokens.mask].abs().double()
     behind = spread(version - experience.version, tokens)[tokens.mask]
     metrics: dict[str, float] = {}
-    for name, own in (("sampling/sampling_logp_difference", behind == 0), ("sampling/policy_drift", behind > 0)):
+    for average, largest, own in (
+        ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max", behind == 0),
+        ("sampling/policy_drift/mean", "sampling/policy_drift/max", behind > 0),
+    ):
         of = gap[own]
         here = torch.stack([of.sum(), of.new_tensor(float(of.numel())), of.max() if of.numel() else of.sum()])
         total, count, most = by_process(here, world).T
         if count.sum():
-            metrics |= {f"{name}/mean": float(total.sum() / count.sum()), f"{name}/max": float(most.max())}
+            metrics |= {average: float(total.sum() / count.sum()), largest: float(most.max())}
     mean = metrics.get("sampling/sampling_logp_difference/mean", 0.0)
     if not mean <= limit:
         raise TrainingError(
