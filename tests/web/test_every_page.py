@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from alignloop import web
 from tests.web.conftest import Studio
 from tests.web.every_page import NO_PAGES, OUTSIDE, PAGES
 from tests.web.test_web_access import routes
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+TEMPLATES = Path(web.__file__).parent / "templates"
 
 
 def test_every_route_that_shows_a_page_is_in_the_list(studio: Studio) -> None:
@@ -33,3 +36,14 @@ def test_every_page_has_pictures_that_the_docs_show() -> None:
     assert wanted <= names, "scripts/make_screenshots.py makes them"
     assert not [name for name, _ in PAGES.values() if f"screenshots/{name}.webp" not in text]
     assert sum(picture.stat().st_size for picture in pictures) < 1_600_000
+
+
+def test_no_page_shows_a_macro_instead_of_a_value() -> None:
+    """A value that has the name of an imported macro is hidden by it, and the page then shows the macro itself."""
+    found = []
+    for path in sorted(TEMPLATES.rglob("*.html")):
+        text = path.read_text(encoding="utf-8")
+        lists = re.findall(r"{% from \S+ import ([\w, ]+?)(?: with context)? %}", text)
+        macros = {name.strip() for names in lists for name in names.split(",")}
+        found += [(path.name, name) for name in re.findall(r"{{-? *(\w+) *[|}]", text) if name in macros]
+    assert not found

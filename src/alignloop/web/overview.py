@@ -69,7 +69,7 @@ def overview_page(request: Request, project: str, who: Annotated[Visitor, requir
         alarms=report.value.alarms if report is not None and report.value else (),
         flagged=len(people),
         pace_words=duration(found.paced_ms / 3_600_000) if found is not None else "",
-        work=duration(found.work.hours) if found is not None and found.work is not None else "",
+        hours=duration(found.work.hours) if found is not None and found.work is not None else "",
         to_come=eta_words(found.work.to_come) if found is not None and found.work and found.work.to_come else None,
         eta=eta_words(found.forecast) if found is not None and found.forecast is not None else None,
     )
