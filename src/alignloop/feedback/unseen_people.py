@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,10 +45,6 @@ class UnseenPeople:
     unseen: Figure
     seen: Figure
     gap: Figure
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return asdict(self)
 
 
 def people_in_groups(names: Iterable[str], groups: int = GROUPS, seed: int = 0) -> dict[str, int]:

@@ -285,10 +285,12 @@ def supports_packing(model: Any) -> bool:
 
 
 def use_own_attention(model: Any) -> None:
-    """Give a family that cannot pack its own attention back: SDPA where it has a choice, else what it computes itself.
+    """Give a family that has our attention and cannot pack its own back: SDPA where there is a choice.
 
     Such a family need not call ours at all, and would then read masks that were made for ours.
     """
+    if model.config._attn_implementation != ATTENTION:
+        return
     with contextlib.suppress(ValueError):  # it has no SDPA
         model.set_attn_implementation("sdpa")
     if model.config._attn_implementation == ATTENTION:

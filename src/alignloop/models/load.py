@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from alignloop.core.errors import ModelError, nearest
 from alignloop.models.adapters import TRAINED, Lora, add_lora, has_adapter
-from alignloop.models.attention import ATTENTION, register, supports_packing, use_own_attention
+from alignloop.models.attention import ATTENTION, register
 from alignloop.models.heads import scalar_head
 from alignloop.models.policy import Policy
 
@@ -257,10 +257,8 @@ def _finish(
     model: Any, dtype: str, device: str, *, value_head: bool = False, gradient_checkpointing: bool = False
 ) -> Policy:
     model = model.to(resolve_device(device))
-    inner = model.get_base_model() if has_adapter(model) else model
-    if not supports_packing(inner):
-        use_own_attention(inner)
     if gradient_checkpointing:
+        inner = model.get_base_model() if has_adapter(model) else model
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compute = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
     policy = Policy(model, value_head=value_head, compute_dtype=compute)

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from alignloop.core.batch import Out, TokenBatch
 from alignloop.core.errors import ModelError
 from alignloop.core.layout import build, gather, items_of, place
-from alignloop.models.attention import NO_MASK, supports_packing
+from alignloop.models.attention import NO_MASK, supports_packing, use_own_attention
 from alignloop.models.heads import scalar_head
 from alignloop.models.packing import packed_plan
 from alignloop.models.token_logp import token_logp
@@ -57,6 +57,7 @@ class Policy(nn.Module):
         self.extra = nn.ParameterDict()
         self._packs = supports_packing(inner)
         if not self._packs:
+            use_own_attention(inner)
             _say_padded(type(inner).__name__)
         self._after_head: _AfterHead | None = None if self.scalar else _find_after_head(inner)
 

@@ -8,7 +8,7 @@ So the two differ by the people alone. `feedback.unseen_people` has the statisti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def held_out_people(
         raise DataError(error.reason, file=str(snapshot), field=error.field) from None
     learn = _trained(model, out, {"seed": seed, **settings})
     found = unseen_people(predictions(rows, members, learn, seed), max(members.values()) + 1, seed)
-    write_json(out / REPORT, {"snapshot": str(snapshot), "model": model, "seed": seed, **found.to_json()})
+    write_json(out / REPORT, {"snapshot": str(snapshot), "model": model, "seed": seed, **asdict(found)})
     return found
 
 

@@ -243,8 +243,7 @@ def _greeting(store: Store, view: ProjectView, who: Visitor) -> dict[str, Any] |
     seen = who.settings.get("seen", {}).get(view.slug)
     text = view.config.wording.consent_md
     agreed = view.slug not in who.places or has_consented(store, view.slug, who.annotator_id, text)
-    version = view.guideline.version if view.guideline is not None else 0
-    if agreed and seen is not None and seen >= version:
+    if agreed and seen is not None and not _has_new_guideline(view, who):
         return None
     return {
         "first": seen is None,
