@@ -159,8 +159,10 @@ def test_a_changed_file_or_manifest_is_found(store, tmp_path):
     with pytest.raises(StoreError, match="damaged"):
         verify(path)
     (path / "manifest.json").unlink()
-    with pytest.raises(StoreError, match=r"no manifest.json here"):
-        read_snapshot(path)
+    (path.parent / "a-file").write_text("no folder")
+    for place in (path, path.parent / "a-file"):
+        with pytest.raises(StoreError, match=r"no manifest.json here"):
+            read_snapshot(place)
 
 
 def test_a_name_holds_one_data_set_for_ever(store, tmp_path):

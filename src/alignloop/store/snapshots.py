@@ -131,7 +131,7 @@ def read_snapshot(path: str | Path) -> Snapshot:
     path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"snapshot {path}: no {MANIFEST} here; give the folder that create_snapshot made") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"snapshot {path}: {MANIFEST} is damaged ({error}); make the snapshot again") from None
